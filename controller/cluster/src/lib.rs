@@ -1,0 +1,1 @@
+//! What is decided once per cluster: resolving references and binding VMs

@@ -1,0 +1,1 @@
+//! Writes an ext4 file system straight into a file while its contents stream in

@@ -1,0 +1,1 @@
+//! The guest init and what host and guest say to each other

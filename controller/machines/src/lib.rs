@@ -1,0 +1,1 @@
+//! VMM drivers, supervision, disks, network and guest configuration

@@ -1,0 +1,1 @@
+//! The node agent: reconcilers, status, events, metrics

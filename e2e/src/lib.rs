@@ -1,0 +1,1 @@
+//! The scenario harness and the suites that run against a real and the embedded API
