@@ -1,4 +1,13 @@
 //! From a reference to a disk: registries, layers, the content store and keyed pulls.
 //!
-//! Nothing here knows of Kubernetes or of virtual machines. A caller asks [`Artifacts`] for an
+//! Nothing here knows of Kubernetes or of virtual machines. A caller asks `Artifacts` for an
 //! image disk or a kernel and is told, without waiting, how far it is.
+
+pub mod error;
+pub mod facade;
+pub mod kernel_package;
+pub mod layers;
+pub mod pipeline;
+pub mod pulls;
+pub mod store;
+pub mod types;

@@ -1,0 +1,1 @@
+//! The handle that callers use.

@@ -1,0 +1,1 @@
+//! Layers under the OCI rules.

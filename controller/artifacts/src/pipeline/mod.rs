@@ -1,0 +1,1 @@
+//! The pipeline: from a reference to files in a private directory.
