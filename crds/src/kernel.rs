@@ -1,0 +1,64 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{ObjectRef, ResolvedSource, Source, schema};
+
+/// A Kernel names a Linux kernel with its modules.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[kube(
+    group = "vmlet.dev", version = "v1alpha1", kind = "Kernel", plural = "kernels", namespaced,
+    status = "KernelStatus", derive = "PartialEq", derive = "Default",
+    shortname = "krn", shortname = "vlkrn", category = "vmlet",
+    doc = "A Kernel names a Linux kernel and its modules: an artifact made by `vmlet kernel package`, or any image that holds a kernel below /boot.",
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the reference is resolved, so that nodes can pull it"),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Reference", type_ = "string", json_path = ".status.resolved.reference"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.resolved.digest", priority = 1),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelSpec {
+    /// Where the kernel comes from: exactly one of oci, http and path.
+    pub source: Source,
+    /// Secrets with registry credentials, in the same namespace, tried in order. Their type is
+    /// kubernetes.io/dockerconfigjson, as `kubectl create secret docker-registry` makes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub pull_secret_refs: Vec<ObjectRef>,
+    /// Path of the kernel inside an image. Searched when absent: boot/vmlinux*, vmlinux, boot/vmlinuz*,
+    /// boot/Image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub kernel_path: Option<String>,
+    /// Path of the modules directory inside an image. Searched when absent: lib/modules/<version>,
+    /// usr/lib/modules/<version>.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub modules_path: Option<String>,
+    /// Kernel command line arguments for every virtual machine that boots this kernel. They come after
+    /// vmlet's own and before the virtual machine's kernelArgs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 256), regex(pattern = r"^[!-~]+$")))]
+    pub default_args: Vec<String>,
+}
+
+/// What the resolver found. Written by the resolver alone (field manager vmlet-controller).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelStatus {
+    /// Generation of the spec that this status describes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Resolved: the reference has been resolved to a digest. Ready: nodes can pull it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+    /// What the reference was resolved to. A tag is resolved once; the digest holds for all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<ResolvedSource>,
+    /// Size of the artifact's layers in bytes, as stored in the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compressed_bytes: Option<i64>,
+}
