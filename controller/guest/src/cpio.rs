@@ -113,21 +113,22 @@ mod tests {
         let mut writer = Writer::new();
         writer.directory("d", 0o755);
         writer.file("d/f", 0o644, b"hello");
-        let bytes = writer.finish();
-        let text = String::from_utf8(bytes.clone()).expect("ascii");
-        let directory = "070701\
-            00000001000041ED0000000000000000000000020000000000000000\
-            0000000000000000000000000000000000000002000000000d\0\0\0";
-        let file = "070701\
-            00000002000081A40000000000000000000000010000000000000005\
-            0000000000000000000000000000000000000004000000000d/f\0";
-        assert!(
-            text.starts_with(&directory.replace("000000000d\0\0\0", "00000000d\0")),
-            "{text:?}"
+        let text = String::from_utf8(writer.finish()).expect("ascii");
+        let zero = "00000000";
+        let directory = format!(
+            "07070100000001000041ED{zero}{zero}00000002{}00000002{zero}d\0",
+            zero.repeat(6)
         );
-        assert!(text.contains("d/f\0"), "{file}");
-        assert!(text.contains("hello\0\0\0070701"), "{text:?}");
-        assert_eq!(bytes.len() % 4, 0);
+        let file = format!(
+            "07070100000002000081A4{zero}{zero}00000001{zero}00000005{}00000004{zero}d/f\0\0\0hello\0\0\0",
+            zero.repeat(4)
+        );
+        let trailer = format!(
+            "070701{zero}{zero}{zero}{zero}00000001{}0000000B{zero}TRAILER!!!\0\0\0\0",
+            zero.repeat(6)
+        );
+        assert_eq!(text, directory + &file + &trailer);
+        assert_eq!(text.len() % 4, 0);
     }
 
     #[test]

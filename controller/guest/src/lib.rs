@@ -7,5 +7,10 @@
 pub mod channel;
 pub mod config;
 pub mod cpio;
+pub mod decide;
+pub mod etc;
+pub mod ext4;
+pub mod supervise;
+pub mod users;
 
 pub use config::GuestConfig;
