@@ -9,6 +9,8 @@
 mod image;
 mod kernel;
 mod node;
+mod pull_secrets;
+mod quantity;
 mod reference;
 mod schema;
 mod source;
@@ -17,6 +19,8 @@ mod vm;
 pub use image::*;
 pub use kernel::*;
 pub use node::*;
+pub use pull_secrets::*;
+pub use quantity::*;
 pub use reference::*;
 pub use source::*;
 pub use vm::*;

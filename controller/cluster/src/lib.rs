@@ -1,1 +1,44 @@
-//! What is decided once per cluster: resolving references and binding VMs
+//! What is decided once per cluster: a tag becomes one digest for all nodes, and a VM gets its node.
+//!
+//! Nothing here touches a host. On a cluster it runs in the Deployment `vmlet-controller`; standalone it
+//! runs in the same process as the agent.
+
+pub mod binder;
+mod condition;
+pub mod resolver;
+
+use futures::future::try_join3;
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::Artifacts;
+use vmlet_crds::{Image, Kernel};
+
+/// Field manager of everything that is applied here.
+pub const FIELD_MANAGER: &str = "vmlet-controller";
+
+/// A stream ended that only a shutdown should end.
+#[derive(Debug, thiserror::Error)]
+#[error("the watch on {0} ended")]
+pub struct WatchEnded(pub &'static str);
+
+/// Runs the resolver and the binder until `shutdown`. `image_wakes` and `kernel_wakes` carry uids of
+/// what was resolved, or could not be.
+///
+/// # Errors
+/// When a watch ends.
+pub async fn run(
+    client: Client,
+    artifacts: Artifacts,
+    image_wakes: mpsc::Receiver<String>,
+    kernel_wakes: mpsc::Receiver<String>,
+    shutdown: CancellationToken,
+) -> Result<(), WatchEnded> {
+    try_join3(
+        resolver::run::<Image>(client.clone(), artifacts.clone(), image_wakes, shutdown.clone()),
+        resolver::run::<Kernel>(client.clone(), artifacts, kernel_wakes, shutdown.clone()),
+        binder::run(client, shutdown),
+    )
+    .await
+    .map(|_| ())
+}

@@ -1,1 +1,30 @@
-//! The node agent: reconcilers, status, events, metrics
+//! The node agent: it watches the virtual machines bound to its node, makes what they need exist
+//! there, boots them, and writes what it saw back to their status.
+//!
+//! ```text
+//!  API watch ──┐                 ┌─> artifacts (asks; never waits for a pull)
+//!  artifacts ──┼─> reconcile ────┼─> machines  (says the goal; never waits for a boot)
+//!  machines  ──┘    one per VM   └─> API: finalizer, status, events
+//! ```
+//!
+//! A reconcile has named stages: [`dereference`] reads what the VM refers to, [`life`] decides
+//! (pure), [`guest`] builds what to boot (pure), [`status`] describes what was seen (pure), and
+//! `reconcile` does the I/O between them. Wake-ups come from the watch, from a pull that ended and
+//! from a machine that changed; a long safety requeue stands behind them.
+
+pub mod agent;
+mod dereference;
+mod events;
+mod guest;
+mod hostkey;
+mod identity;
+pub mod life;
+mod memory;
+pub mod metrics;
+mod orphans;
+mod reconcile;
+mod status;
+mod vmnode;
+
+pub use agent::{Agent, AgentConfig, AgentError};
+pub use identity::lock_data_dir;

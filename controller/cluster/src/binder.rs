@@ -1,0 +1,175 @@
+//! A VM without a node gets one. Which one is pure: the Ready node with the most memory left.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::controller::{Action, Config as ControllerConfig};
+use kube::runtime::watcher::Config as WatchConfig;
+use kube::{Api, Client, ResourceExt, runtime::Controller};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use vmlet_crds::{GROUP, RunStrategy, VERSION, VMNode, VirtualMachine, quantity_value};
+
+use crate::condition::condition;
+use crate::{FIELD_MANAGER, WatchEnded};
+
+/// How soon a VM that found no node is looked at again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A node as the binder sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: String,
+    /// Whether its agent can boot VMs.
+    pub ready: bool,
+    /// Memory for VMs in bytes.
+    pub allocatable: u64,
+    /// Memory of the VMs bound to it in bytes.
+    pub used: u64,
+}
+
+/// Chooses the Ready node with the most memory left, the first by name among equals.
+///
+/// # Errors
+/// Why no node will do, for a person.
+pub fn choose(candidates: &[Candidate], memory: u64) -> Result<&Candidate, String> {
+    let free = |c: &Candidate| c.allocatable.saturating_sub(c.used);
+    if candidates.is_empty() {
+        return Err("no VMNode exists: no agent has registered its node yet".to_owned());
+    }
+    let ready: Vec<&Candidate> = candidates.iter().filter(|c| c.ready).collect();
+    if ready.is_empty() {
+        return Err(format!("none of {} nodes is Ready: see `kubectl get vmnodes`", candidates.len()));
+    }
+    ready
+        .iter()
+        .filter(|c| free(c) >= memory)
+        .max_by(|a, b| free(a).cmp(&free(b)).then_with(|| b.name.cmp(&a.name)))
+        .copied()
+        .ok_or_else(|| {
+            let most = ready.iter().map(|c| free(c)).max().unwrap_or(0);
+            format!("{}Mi of memory are asked for, and the emptiest of {} Ready nodes has {}Mi left", memory >> 20, ready.len(), most >> 20)
+        })
+}
+
+struct Context {
+    client: Client,
+}
+
+/// Binds VMs until `shutdown`.
+pub(crate) async fn run(client: Client, shutdown: CancellationToken) -> Result<(), WatchEnded> {
+    let cx = Arc::new(Context { client: client.clone() });
+    // One at a time: each choice must see the one before.
+    let controller = Controller::new(Api::<VirtualMachine>::all(client), WatchConfig::default())
+        .with_config(ControllerConfig::default().concurrency(1))
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+        .run(bind, |_, error, _| {
+            tracing::warn!(%error, "a virtual machine could not be bound; tried again");
+            Action::requeue(RETRY)
+        }, cx);
+    controller.for_each(|_| async {}).await;
+    if shutdown.is_cancelled() { Ok(()) } else { Err(WatchEnded("virtual machines")) }
+}
+
+async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube::Error> {
+    if vm.spec.node_name.is_some() || vm.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
+    let memory = quantity_value(&vm.spec.memory.size).unwrap_or(0);
+    match choose(&candidates(&cx.client).await?, memory) {
+        Ok(node) => {
+            let patch = json!([
+                {"op": "test", "path": "/metadata/resourceVersion", "value": vm.resource_version()},
+                {"op": "add", "path": "/spec/nodeName", "value": node.name},
+            ]);
+            let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
+            match api.patch(&vm.name_any(), &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }, &Patch::<()>::Json(patch)).await {
+                Ok(_) => Ok(Action::await_change()),
+                // Changed or gone meanwhile: the watch brings the new one.
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => Ok(Action::requeue(Duration::from_millis(200))),
+                Err(error) => Err(error),
+            }
+        }
+        Err(message) => {
+            let before = vm.status.clone().unwrap_or_default().conditions;
+            let generation = vm.metadata.generation;
+            let body = json!({
+                "apiVersion": format!("{GROUP}/{VERSION}"),
+                "kind": "VirtualMachine",
+                "metadata": {"name": vm.name_any(), "uid": vm.uid()},
+                "status": {
+                    "observedGeneration": generation,
+                    "conditions": [
+                        condition(&before, "Scheduled", "False", "NoNode", &message, generation),
+                        condition(&before, "Ready", "False", "NoNode", &message, generation),
+                    ],
+                },
+            });
+            match api.patch_status(&vm.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+                Err(error) => return Err(error),
+            }
+            Ok(Action::requeue(RETRY))
+        }
+    }
+}
+
+async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
+    let vms = Api::<VirtualMachine>::all(client.clone()).list(&ListParams::default()).await?;
+    let mut used: BTreeMap<String, u64> = BTreeMap::new();
+    for vm in vms {
+        if let Some(node) = vm.spec.node_name
+            && vm.spec.run_strategy != RunStrategy::Halted
+        {
+            *used.entry(node).or_default() += quantity_value(&vm.spec.memory.size).unwrap_or(0);
+        }
+    }
+    let nodes = Api::<VMNode>::all(client.clone()).list(&ListParams::default()).await?;
+    Ok(nodes
+        .into_iter()
+        .map(|node| {
+            let name = node.name_any();
+            let status = node.status.unwrap_or_default();
+            Candidate {
+                ready: status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+                allocatable: status.allocatable.get("memory").and_then(quantity_value).unwrap_or(0),
+                used: used.get(&name).copied().unwrap_or(0),
+                name,
+            }
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, ready: bool, allocatable: u64, used: u64) -> Candidate {
+        Candidate { name: name.to_owned(), ready, allocatable: allocatable << 30, used: used << 30 }
+    }
+
+    #[test]
+    fn the_ready_node_with_the_most_memory_left_is_chosen() {
+        let nodes = [node("a", true, 8, 7), node("b", true, 4, 1), node("c", false, 64, 0)];
+        assert_eq!(choose(&nodes, 1 << 30).map(|c| c.name.as_str()), Ok("b"));
+    }
+
+    #[test]
+    fn equal_nodes_are_taken_by_name() {
+        let nodes = [node("b", true, 4, 1), node("a", true, 4, 1)];
+        assert_eq!(choose(&nodes, 1 << 30).map(|c| c.name.as_str()), Ok("a"));
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_missing() {
+        assert!(choose(&[], 1).is_err_and(|m| m.contains("no VMNode")));
+        assert!(choose(&[node("a", false, 8, 0)], 1).is_err_and(|m| m.contains("Ready")));
+        assert!(choose(&[node("a", true, 2, 1)], 2 << 30).is_err_and(|m| m.contains("2048Mi") && m.contains("1024Mi")));
+    }
+}

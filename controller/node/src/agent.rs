@@ -1,0 +1,261 @@
+//! The agent as a whole: its tasks and what wakes them.
+//!
+//! Tasks: the controller (one reconcile per VM at a time, at most [`CONCURRENCY`] in all), the
+//! heartbeat, the sweep for orphans. Channels: `artifacts` and `machines` each send the uid of what
+//! changed; both are merged into the controller's own queue.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::controller::Config as ControllerConfig;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::predicates::{finalizers, generation};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::Config as WatchConfig;
+use kube::runtime::{Controller, Predicate, WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::Artifacts;
+use vmlet_crds::{Image, Kernel, VirtualMachine};
+use vmlet_machines::Machines;
+
+use crate::dereference::Dereferencer;
+use crate::memory::Records;
+use crate::metrics::Metrics;
+use crate::reconcile::{Context, FIELD_MANAGER, error_policy, reconcile};
+use crate::{identity, orphans, vmnode};
+
+/// Most reconciles at once. Each makes a handful of API calls; more would only queue at the server.
+pub const CONCURRENCY: u16 = 8;
+/// How often the node is searched for machines whose VM is gone.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Settings of an agent.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// The data directory, already locked by the caller.
+    pub data_dir: PathBuf,
+    /// What the agent tells of its node.
+    pub facts: NodeFacts,
+    /// Name of the node: VMs whose spec.nodeName is this are ours.
+    pub node: String,
+}
+
+/// What the agent tells of its node in VMNode.
+#[derive(Clone, Debug, Default)]
+pub struct NodeFacts {
+    /// Namespace of the heartbeat's Lease.
+    pub namespace: String,
+    /// Labels of the VMNode.
+    pub labels: BTreeMap<String, String>,
+    /// Processors.
+    pub cpus: usize,
+    /// Memory of the node in bytes.
+    pub memory_bytes: u64,
+    /// Memory for VMs in bytes.
+    pub allocatable_bytes: u64,
+    /// VMMs found: kind and version.
+    pub vmms: Vec<(String, String)>,
+    /// KVM or TCG.
+    pub accelerator: String,
+    /// Ready and the rest.
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// A condition of the node.
+#[derive(Clone, Debug)]
+pub struct NodeCondition {
+    /// Its type.
+    pub type_: String,
+    /// True or False.
+    pub holds: bool,
+    /// CamelCase.
+    pub reason: String,
+    /// What is the matter, and what to do.
+    pub message: String,
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The data directory belongs to another API.
+    #[error(
+        "{dir} belongs to another Kubernetes API (its kube-system namespace has uid {owner}, this one's has {found}): nothing was touched. Use another --data-dir, or point the agent at the API that it served before"
+    )]
+    ForeignApi {
+        /// The data directory.
+        dir: PathBuf,
+        /// Uid that owns it.
+        owner: String,
+        /// Uid that was found.
+        found: String,
+    },
+    /// The data directory cannot be used.
+    #[error("data directory {dir}: {error}")]
+    DataDir {
+        /// The data directory.
+        dir: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The controller's stream ended, which only a shutdown should cause.
+    #[error("the watch on virtual machines ended")]
+    WatchEnded,
+}
+
+/// A node agent.
+pub struct Agent {
+    config: AgentConfig,
+    cx: Arc<Context>,
+}
+
+impl Agent {
+    /// Puts an agent together. Nothing runs yet.
+    ///
+    /// # Errors
+    /// When the data directory cannot be used.
+    pub fn new(client: Client, config: AgentConfig, artifacts: Artifacts, machines: Machines, metrics: Metrics) -> Result<Self, AgentError> {
+        let failed = |error| AgentError::DataDir { dir: config.data_dir.clone(), error };
+        let records = Records::open(config.data_dir.join("node/vms")).map_err(failed)?;
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(config.node.clone()) };
+        let cx = Context {
+            recorder: Recorder::new(client.clone(), reporter),
+            dereferencer: Dereferencer { client: client.clone(), artifacts },
+            client,
+            node: config.node.clone(),
+            machines,
+            records,
+            memories: Mutex::new(HashMap::new()),
+            names: Mutex::new(HashMap::new()),
+            metrics,
+        };
+        Ok(Self { config, cx: Arc::new(cx) })
+    }
+
+    /// Runs until `shutdown`. VMs run on afterwards.
+    ///
+    /// `artifact_wakes` and `machine_wakes` carry uids of VMs. `ready` is called once the agent serves.
+    ///
+    /// # Errors
+    /// When the API is not the one that the data directory belongs to, or the watch ends.
+    pub async fn run(
+        self,
+        artifact_wakes: mpsc::Receiver<String>,
+        machine_wakes: mpsc::Receiver<String>,
+        shutdown: CancellationToken,
+        ready: impl FnOnce(),
+    ) -> Result<(), AgentError> {
+        if !self.claim(&shutdown).await? {
+            return Ok(());
+        }
+        let api: Api<VirtualMachine> = Api::all(self.cx.client.clone());
+        let (reader, writer) = reflector::store();
+        let watch = WatchConfig::default().fields(&format!("spec.nodeName={}", self.cx.node));
+        let stream = watcher(api, watch)
+            .default_backoff()
+            .modify(|vm| vm.managed_fields_mut().clear())
+            .reflect(writer)
+            .applied_objects()
+            .predicate_filter(generation.combine(finalizers), Default::default());
+        let wakes = futures::stream::select(ReceiverStream::new(artifact_wakes), ReceiverStream::new(machine_wakes));
+        let names = Arc::clone(&self.cx);
+        let wakes = wakes.filter_map(move |uid| {
+            let found = names.names.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned();
+            async move { found }
+        });
+        let images = reader.clone();
+        let kernels = reader.clone();
+        let controller = Controller::for_stream(stream, reader)
+            .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
+            .watches(Api::<Image>::all(self.cx.client.clone()), WatchConfig::default(), move |image| {
+                dependants(&images, &image.namespace().unwrap_or_default(), |vm| vm.spec.image_ref.name == image.name_any())
+            })
+            .watches(Api::<Kernel>::all(self.cx.client.clone()), WatchConfig::default(), move |kernel| {
+                // A VM without a kernelRef may use this kernel through its image.
+                dependants(&kernels, &kernel.namespace().unwrap_or_default(), |vm| vm.spec.kernel_ref.as_ref().is_none_or(|r| r.name == kernel.name_any()))
+            })
+            .reconcile_on(wakes)
+            .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+            .run(reconcile, error_policy, Arc::clone(&self.cx));
+        let mut controller = std::pin::pin!(controller);
+
+        let heartbeat = tokio::spawn(beat(Arc::clone(&self.cx), self.config.facts.clone(), shutdown.clone()));
+        let sweep = tokio::spawn(sweep(Arc::clone(&self.cx), shutdown.clone()));
+        ready();
+        while let Some(result) = controller.next().await {
+            if let Err(error) = result {
+                tracing::debug!(%error, "reconcile");
+            }
+        }
+        heartbeat.abort();
+        sweep.abort();
+        if shutdown.is_cancelled() { Ok(()) } else { Err(AgentError::WatchEnded) }
+    }
+
+    /// Waits for the API and makes sure that it is the one that the data directory belongs to.
+    /// `false`: shut down meanwhile.
+    async fn claim(&self, shutdown: &CancellationToken) -> Result<bool, AgentError> {
+        let api: Api<Namespace> = Api::all(self.cx.client.clone());
+        let mut told = false;
+        loop {
+            match api.get("kube-system").await {
+                Ok(namespace) => {
+                    let found = namespace.uid().unwrap_or_default();
+                    let dir = &self.config.data_dir;
+                    let claim = identity::claim_api(dir, &found).map_err(|error| AgentError::DataDir { dir: dir.clone(), error })?;
+                    return match claim {
+                        Ok(()) => Ok(true),
+                        Err(owner) => Err(AgentError::ForeignApi { dir: dir.clone(), owner, found }),
+                    };
+                }
+                Err(error) if !told => {
+                    told = true;
+                    tracing::warn!(%error, "the API does not answer; machines run on, and the agent waits for it");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(false),
+                () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            }
+        }
+    }
+}
+
+fn dependants(store: &reflector::Store<VirtualMachine>, namespace: &str, refers: impl Fn(&VirtualMachine) -> bool) -> Vec<ObjectRef<VirtualMachine>> {
+    store.state().iter().filter(|vm| vm.namespace().as_deref() == Some(namespace) && refers(vm)).map(|vm| ObjectRef::from_obj(vm.as_ref())).collect()
+}
+
+async fn beat(cx: Arc<Context>, facts: NodeFacts, shutdown: CancellationToken) {
+    let mut conditions: Vec<Condition> = Vec::new();
+    let mut timer = tokio::time::interval(vmnode::HEARTBEAT);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        if let Err(error) = vmnode::heartbeat(&cx, &facts, &mut conditions).await {
+            tracing::warn!(%error, "heartbeat was not written");
+        }
+        if let Err(error) = vmnode::pull_eagerly(&cx, &facts).await {
+            tracing::warn!(%error, "eager images could not be listed");
+        }
+    }
+}
+
+async fn sweep(cx: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(SWEEP) => orphans::sweep(&cx).await,
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! What a VM refers to: its image, its kernel, its keys. The only stage that reads them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Api, Client, ResourceExt};
+use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
+use vmlet_artifacts::{Artifacts, docker_config};
+use vmlet_crds::{Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, VirtualMachine, pull_secret_configs};
+
+use crate::memory::{Pin, PinnedSource};
+
+/// How far an image or kernel is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// Not asked for now. A machine that was started before has it pinned.
+    Idle {
+        /// Digest of what is pinned.
+        digest: Option<String>,
+    },
+    /// Here.
+    Ready {
+        /// Its digest.
+        digest: String,
+    },
+    /// Under way.
+    Waiting {
+        /// Pulling or Queued.
+        reason: &'static str,
+        /// Progress, for a person.
+        message: String,
+    },
+    /// An object is missing or not ready; something will wake us.
+    Blocked {
+        /// CamelCase.
+        reason: String,
+        /// Names the object, the cause and what to do.
+        message: String,
+    },
+    /// The last try failed.
+    Failed {
+        /// CamelCase.
+        reason: String,
+        /// Names the object, the cause and what to do.
+        message: String,
+        /// When the next one is due.
+        retry_at: SystemTime,
+    },
+}
+
+impl Part {
+    fn blocked(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Blocked { reason: reason.into(), message: message.into() }
+    }
+
+    fn of<T>(state: &State<T>, what: &str, digest: impl Fn(&T) -> String) -> Self {
+        match state {
+            State::Ready(ready) => Self::Ready { digest: digest(ready) },
+            State::Waiting(waiting) => {
+                let reason = match waiting.phase {
+                    Phase::Queued { .. } => "Queued",
+                    Phase::Running => "Pulling",
+                    Phase::BackingOff { .. } => "BackOff",
+                };
+                Self::Waiting { reason, message: waiting.message.clone() }
+            }
+            State::Failed(failure) => {
+                Self::Failed { reason: failure.reason.clone(), message: format!("{what}: {}", failure.message), retry_at: failure.retry_at }
+            }
+        }
+    }
+}
+
+/// An image or kernel: how far it is, what to pin, and the thing itself once it is here.
+pub struct Artifact<T> {
+    /// How far it is.
+    pub part: Part,
+    /// What to pin at a start.
+    pub pin: Option<Pin>,
+    /// The thing.
+    pub ready: Option<Arc<T>>,
+}
+
+impl<T> Artifact<T> {
+    fn missing(part: Part) -> Self {
+        Self { part, pin: None, ready: None }
+    }
+}
+
+/// Reads what VMs refer to.
+pub struct Dereferencer {
+    /// The API.
+    pub client: Client,
+    /// The artefacts of this node.
+    pub artifacts: Artifacts,
+}
+
+/// The name under which a VM asks for artefacts.
+pub fn interest(uid: &str) -> Interest {
+    Interest(format!("vm/{uid}"))
+}
+
+impl Dereferencer {
+    /// The base of a VM's disk: what is pinned, or else what its Image says now.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn image(&self, vm: &VirtualMachine, uid: &str, pinned: Option<&Pin>) -> kube::Result<(Artifact<ImageDisk>, Option<Image>)> {
+        let namespace = vm.namespace().unwrap_or_default();
+        let name = &vm.spec.image_ref.name;
+        let object = Api::<Image>::namespaced(self.client.clone(), &namespace).get_opt(name).await?;
+        let what = format!("image \"{name}\"");
+        let (source, digest) = match (pinned, &object) {
+            (Some(pin), _) => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (None, None) => {
+                let message = format!("{what} does not exist in namespace \"{namespace}\": create it, or correct spec.imageRef");
+                return Ok((Artifact::missing(Part::blocked("ImageNotFound", message)), None));
+            }
+            (None, Some(image)) => {
+                let source = source(&image.spec.source);
+                let status = image.status.clone().unwrap_or_default();
+                match resolved(&what, &source, image.metadata.generation, status.observed_generation, status.resolved.as_ref(), &status.conditions) {
+                    Ok(digest) => (source, digest),
+                    Err(part) => return Ok((Artifact::missing(part), object)),
+                }
+            }
+        };
+        let refs = object.as_ref().map(|o| o.spec.pull_secret_refs.clone()).unwrap_or_default();
+        let credentials = match self.credentials(&namespace, &refs).await? {
+            Ok(credentials) => credentials,
+            Err(part) if pinned.is_none() => return Ok((Artifact::missing(part), object)),
+            Err(_) => Vec::new(),
+        };
+        let want = ImageWant { source: source.clone(), digest: digest.clone(), credentials };
+        let state = self.artifacts.ensure_image(&interest(uid), want).await;
+        let part = Part::of(&state, &what, |disk: &Arc<ImageDisk>| disk.digest.clone());
+        let ready = match state {
+            State::Ready(disk) => Some(disk),
+            _ => None,
+        };
+        let pin = ready.as_ref().map(|disk| Pin { name: name.clone(), source: PinnedSource::from(&source), digest: disk.digest.clone(), version: String::new() });
+        Ok((Artifact { part, pin, ready }, object))
+    }
+
+    /// The kernel of a VM. For a start: what its Kernel says now, or what is pinned when that is gone.
+    /// For a machine that runs (`pinned_only`): what it was started with.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn kernel(
+        &self,
+        vm: &VirtualMachine,
+        uid: &str,
+        image: Option<&Image>,
+        pinned: Option<&Pin>,
+        pinned_only: bool,
+    ) -> kube::Result<(Artifact<KernelFiles>, Vec<String>)> {
+        let namespace = vm.namespace().unwrap_or_default();
+        let reference = vm.spec.kernel_ref.as_ref().or_else(|| image.and_then(|i| i.spec.kernel_ref.as_ref()));
+        let name = match (reference, pinned) {
+            (_, Some(pin)) if pinned_only => pin.name.clone(),
+            (Some(reference), _) => reference.name.clone(),
+            (None, Some(pin)) => pin.name.clone(),
+            (None, None) => {
+                let part = Part::blocked("NoKernel", format!("neither the virtual machine nor image \"{}\" names a kernel: set spec.kernelRef of one of them", vm.spec.image_ref.name));
+                return Ok((Artifact::missing(part), Vec::new()));
+            }
+        };
+        let what = format!("kernel \"{name}\"");
+        let object = Api::<Kernel>::namespaced(self.client.clone(), &namespace).get_opt(&name).await?;
+        let usable_pin = pinned.filter(|pin| pin.name == name);
+        let current = object.as_ref().map(|kernel| {
+            let source = source(&kernel.spec.source);
+            let status = kernel.status.clone().unwrap_or_default();
+            resolved(&what, &source, kernel.metadata.generation, status.observed_generation, status.resolved.as_ref(), &status.conditions).map(|digest| (source, digest))
+        });
+        let (source, digest) = match (current, usable_pin) {
+            (_, Some(pin)) if pinned_only => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (Some(Ok(current)), _) => current,
+            (_, Some(pin)) => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (Some(Err(part)), None) => return Ok((Artifact::missing(part), Vec::new())),
+            (None, None) => {
+                let message = format!("{what} does not exist in namespace \"{namespace}\": create it, or correct the kernelRef that names it");
+                return Ok((Artifact::missing(Part::blocked("KernelNotFound", message)), Vec::new()));
+            }
+        };
+        let spec = object.as_ref().map(|o| o.spec.clone()).unwrap_or_default();
+        let credentials = match self.credentials(&namespace, &spec.pull_secret_refs).await? {
+            Ok(credentials) => credentials,
+            Err(part) if usable_pin.is_none() => return Ok((Artifact::missing(part), Vec::new())),
+            Err(_) => Vec::new(),
+        };
+        let want = KernelWant {
+            source: source.clone(),
+            digest,
+            credentials,
+            kernel_path: spec.kernel_path,
+            initrd_path: None,
+            modules_path: spec.modules_path,
+        };
+        let state = self.artifacts.ensure_kernel(&interest(uid), want).await;
+        let part = Part::of(&state, &what, |kernel: &Arc<KernelFiles>| kernel.digest.clone());
+        let ready = match state {
+            State::Ready(kernel) => Some(kernel),
+            _ => None,
+        };
+        let pin = ready.as_ref().map(|kernel| Pin { name, source: PinnedSource::from(&source), digest: kernel.digest.clone(), version: kernel.version.clone() });
+        Ok((Artifact { part, pin, ready }, spec.default_args))
+    }
+
+    /// The authorized keys of spec and secrets, or what is in the way.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn authorized_keys(&self, vm: &VirtualMachine) -> kube::Result<Result<Vec<String>, (&'static str, String)>> {
+        let namespace = vm.namespace().unwrap_or_default();
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
+        let mut keys = vm.spec.guest.ssh_authorized_keys.clone();
+        for reference in &vm.spec.guest.ssh_key_secret_refs {
+            let Some(secret) = api.get_opt(&reference.name).await? else {
+                let message = format!("secret \"{}\" with ssh keys does not exist in namespace \"{namespace}\": create it, or correct spec.guest.sshKeySecretRefs", reference.name);
+                return Ok(Err(("SecretNotFound", message)));
+            };
+            for value in secret.data.unwrap_or_default().values() {
+                let text = String::from_utf8_lossy(&value.0);
+                keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+            }
+        }
+        Ok(Ok(keys))
+    }
+
+    /// The credentials of an image; none when a pull secret cannot be used.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn image_credentials(&self, image: &Image) -> kube::Result<Vec<vmlet_artifacts::types::Credential>> {
+        let namespace = image.namespace().unwrap_or_default();
+        Ok(self.credentials(&namespace, &image.spec.pull_secret_refs).await?.unwrap_or_default())
+    }
+
+    async fn credentials(&self, namespace: &str, refs: &[ObjectRef]) -> kube::Result<Result<Vec<vmlet_artifacts::types::Credential>, Part>> {
+        let configs = match pull_secret_configs(&self.client, namespace, refs).await {
+            Ok(configs) => configs,
+            Err(PullSecretError::Api(error)) => return Err(error),
+            Err(PullSecretError::Unusable(message)) => return Ok(Err(Part::blocked("PullSecretUnusable", message))),
+        };
+        let mut credentials = Vec::new();
+        for config in configs {
+            match docker_config::parse(&config) {
+                Ok(parsed) => credentials.extend(parsed),
+                Err(error) => return Ok(Err(Part::blocked("PullSecretUnusable", format!("a pull secret is no docker configuration: {error}")))),
+            }
+        }
+        Ok(Ok(credentials))
+    }
+}
+
+/// A source of the API as the artefacts know it.
+pub fn source(source: &vmlet_crds::Source) -> Source {
+    if let Some(oci) = &source.oci {
+        Source::Oci { reference: oci.reference.clone(), platform: oci.platform.clone() }
+    } else if let Some(http) = &source.http {
+        Source::Http { url: http.url.clone(), sha256: http.sha256.clone() }
+    } else {
+        Source::Path { path: source.path.as_ref().map(|p| p.path.clone()).unwrap_or_default() }
+    }
+}
+
+/// The digest to pull by, or why there is none yet. A path has none: its node resolves it.
+fn resolved(
+    what: &str,
+    source: &Source,
+    generation: Option<i64>,
+    observed: Option<i64>,
+    resolved: Option<&ResolvedSource>,
+    conditions: &[Condition],
+) -> Result<Option<String>, Part> {
+    match source {
+        Source::Path { .. } => return Ok(None),
+        Source::Http { sha256, .. } => return Ok(Some(format!("sha256:{sha256}"))),
+        Source::Oci { .. } => {}
+    }
+    if observed != generation {
+        return Err(Part::blocked("Resolving", format!("{what} is being resolved")));
+    }
+    if let Some(resolved) = resolved {
+        return Ok(Some(resolved.digest.clone()));
+    }
+    match conditions.iter().find(|c| c.type_ == "Resolved") {
+        Some(c) if c.status == "False" => Err(Part::blocked(c.reason.clone(), format!("{what}: {}", c.message))),
+        _ => Err(Part::blocked("Resolving", format!("{what} is being resolved"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn oci() -> Source {
+        Source::Oci { reference: "r.example/a:1".into(), platform: None }
+    }
+
+    #[test]
+    fn a_resolved_digest_of_an_older_spec_is_not_used() {
+        let old = ResolvedSource { digest: "sha256:old".into(), ..ResolvedSource::default() };
+        let found = resolved("image \"a\"", &oci(), Some(2), Some(1), Some(&old), &[]);
+        assert!(matches!(found, Err(Part::Blocked { reason, .. }) if reason == "Resolving"));
+        assert_eq!(resolved("image \"a\"", &oci(), Some(2), Some(2), Some(&old), &[]), Ok(Some("sha256:old".to_owned())));
+    }
+
+    #[test]
+    fn what_keeps_an_image_from_being_resolved_reaches_the_vm() {
+        let condition: Condition = serde_json::from_value(serde_json::json!({
+            "type": "Resolved", "status": "False", "reason": "NotFound", "message": "no tag 1", "lastTransitionTime": "2026-01-01T00:00:00Z"
+        }))
+        .expect("a condition");
+        let found = resolved("image \"a\"", &oci(), Some(1), Some(1), None, &[condition]);
+        assert_eq!(found, Err(Part::blocked("NotFound", "image \"a\": no tag 1")));
+    }
+}

@@ -1,0 +1,130 @@
+//! The agent describes its node: VMNode, and a Lease beside it for the heartbeat. Images whose
+//! pullPolicy is Eager are kept present from here too.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use vmlet_artifacts::types::{ArtefactKind, ImageWant, Interest};
+use vmlet_crds::{CachedArtifact, GROUP, Image, PullPolicy, VERSION, VMNode, VMNodeStatus, VmmFound};
+
+use crate::agent::NodeFacts;
+use crate::dereference::source;
+use crate::reconcile::{Context, FIELD_MANAGER};
+use crate::status::{alive, time};
+
+/// How often the heartbeat is renewed.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
+/// After this long without a heartbeat the node counts as lost, in seconds.
+const LEASE_SECONDS: i32 = 40;
+/// Most artefacts that VMNode lists.
+const MAX_CACHED: usize = 50;
+
+/// Makes the VMNode exist and writes its status and its Lease.
+///
+/// # Errors
+/// When the API refuses or does not answer; the next heartbeat tries again.
+pub async fn heartbeat(cx: &Context, facts: &NodeFacts, conditions: &mut Vec<Condition>) -> kube::Result<()> {
+    let api: Api<VMNode> = Api::all(cx.client.clone());
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let api_version = format!("{GROUP}/{VERSION}");
+    let meta = json!({"apiVersion": api_version, "kind": "VMNode", "metadata": {"name": cx.node, "labels": facts.labels}, "spec": {}});
+    api.patch(&cx.node, &params, &Patch::Apply(meta)).await?;
+
+    let status = status(cx, facts, conditions).await;
+    *conditions = status.conditions.clone();
+    let body = json!({"apiVersion": api_version, "kind": "VMNode", "metadata": {"name": cx.node}, "status": status});
+    api.patch_status(&cx.node, &params, &Patch::Apply(body)).await?;
+
+    let leases: Api<Lease> = Api::namespaced(cx.client.clone(), &facts.namespace);
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": format!("vmlet-{}", cx.node)},
+        "spec": {"holderIdentity": cx.node, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": MicroTime(jiff::Timestamp::now())},
+    });
+    leases.patch(&format!("vmlet-{}", cx.node), &params, &Patch::Apply(lease)).await?;
+    Ok(())
+}
+
+async fn status(cx: &Context, facts: &NodeFacts, before: &[Condition]) -> VMNodeStatus {
+    let running = cx.machines.list().iter().filter_map(|uid| cx.machines.observe(uid)).filter(|o| alive(&o.phase)).count();
+    cx.metrics.set_running(i64::try_from(running).unwrap_or(i64::MAX));
+    let mut cached = cx.dereferencer.artifacts.inventory().await;
+    cached.sort_by_key(|c| std::cmp::Reverse(c.last_used));
+    let amounts = |memory: u64| {
+        BTreeMap::from([("cpu".to_owned(), Quantity(facts.cpus.to_string())), ("memory".to_owned(), Quantity(format!("{}Mi", memory >> 20)))])
+    };
+    VMNodeStatus {
+        conditions: facts.conditions.iter().map(|c| dated(c, before)).collect(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        vmms: facts.vmms.iter().map(|(kind, version)| VmmFound { type_: kind.clone(), version: version.clone() }).collect(),
+        accelerator: facts.accelerator.clone(),
+        capacity: amounts(facts.memory_bytes),
+        allocatable: amounts(facts.allocatable_bytes),
+        running_machines: i32::try_from(running).unwrap_or(i32::MAX),
+        cached: cached
+            .into_iter()
+            .take(MAX_CACHED)
+            .map(|c| CachedArtifact {
+                kind: match c.kind {
+                    ArtefactKind::Image => "Image".to_owned(),
+                    ArtefactKind::Kernel => "Kernel".to_owned(),
+                },
+                digest: c.digest,
+                size_bytes: i64::try_from(c.allocated_bytes).unwrap_or(i64::MAX),
+                users: i32::try_from(c.users.len()).unwrap_or(i32::MAX),
+                last_used_time: Some(to_the_hour(c.last_used)),
+            })
+            .collect(),
+    }
+}
+
+fn to_the_hour(at: SystemTime) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds - seconds % 3600))
+}
+
+fn dated(fact: &crate::agent::NodeCondition, before: &[Condition]) -> Condition {
+    let status = if fact.holds { "True" } else { "False" };
+    let last_transition_time = match before.iter().find(|c| c.type_ == fact.type_ && c.status == status) {
+        Some(before) => before.last_transition_time.clone(),
+        None => time(SystemTime::now()),
+    };
+    Condition {
+        type_: fact.type_.clone(),
+        status: status.to_owned(),
+        reason: fact.reason.clone(),
+        message: fact.message.clone(),
+        observed_generation: None,
+        last_transition_time,
+    }
+}
+
+/// Keeps present what is to be pulled eagerly on this node.
+///
+/// # Errors
+/// When the API refuses or does not answer.
+pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
+    for image in Api::<Image>::all(cx.client.clone()).list(&ListParams::default()).await? {
+        let wanted = image.spec.pull_policy == PullPolicy::Eager && image.spec.node_selector.iter().all(|(k, v)| facts.labels.get(k) == Some(v));
+        let Some(uid) = image.uid() else { continue };
+        let who = Interest(format!("eager/{uid}"));
+        if !wanted || image.metadata.deletion_timestamp.is_some() {
+            cx.dereferencer.artifacts.release(&who).await;
+            cx.dereferencer.artifacts.unpin(&who).await;
+            continue;
+        }
+        let source = source(&image.spec.source);
+        let digest = image.status.as_ref().and_then(|s| s.resolved.as_ref()).map(|r| r.digest.clone());
+        if digest.is_none() && matches!(source, vmlet_artifacts::types::Source::Oci { .. }) {
+            continue;
+        }
+        let credentials = cx.dereferencer.image_credentials(&image).await?;
+        cx.dereferencer.artifacts.ensure_image(&who, ImageWant { source, digest, credentials }).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! The command line: what `--help` says.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A kubelet for virtual machines: `kubectl apply` a VirtualMachine, and it runs.
+///
+/// On one machine, `vmlet standalone` brings its own small Kubernetes-style API. On a cluster, `vmlet
+/// agent` runs on each node and `vmlet controller` once.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Form of the log lines on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "VMLET_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a list such as "info,vmlet_node=debug".
+    #[arg(long, global = true, default_value = "info", env = "VMLET_LOG")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine: a small Kubernetes-style API, the resolver, and the agent.
+    ///
+    /// VMs run on when it ends, and are taken up again when it starts.
+    Standalone(Standalone),
+    /// Run the agent of one node against a Kubernetes API.
+    Agent(Agent),
+    /// Run what is decided once per cluster: resolving references and binding VMs.
+    Controller(Controller),
+    /// Print the CRDs as YAML, for `kubectl apply -f -`.
+    Crds,
+    /// Say what this machine can run, and what to do about what it cannot.
+    Check(Check),
+    /// Work with images, without an agent.
+    #[command(subcommand)]
+    Image(Image),
+    /// Work with kernels, without an agent.
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Print what a VM wrote to its console.
+    Logs(Logs),
+    /// Open a shell in a VM, or run a command there, through its forwarded ssh port.
+    Ssh(Ssh),
+}
+
+/// Settings of everything that runs VMs.
+#[derive(Clone, Debug, Args)]
+pub struct NodeArgs {
+    /// Directory for images, kernels and the machines' disks. One agent at a time uses it.
+    #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+    /// Name of this node. Defaults to the hostname.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Directory below which `path` sources are found. Without it they are refused.
+    #[arg(long)]
+    pub import_dir: Option<PathBuf>,
+    /// Images and kernels that are pulled at once.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_parallel_pulls: u16,
+    /// Memory that VMs may use in all, in MiB. Defaults to the machine's memory less 1 GiB.
+    #[arg(long)]
+    pub vm_memory_mib: Option<u64>,
+    /// Address for /metrics, /livez and /readyz, for example 127.0.0.1:9464. They need no credentials.
+    #[arg(long)]
+    pub admin_listen: Option<SocketAddr>,
+}
+
+/// Settings of `vmlet standalone`.
+#[derive(Clone, Debug, Args)]
+pub struct Standalone {
+    /// Settings of the node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Address that the API listens on (TLS, with a bearer token).
+    #[arg(long, default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6440))]
+    pub listen: SocketAddr,
+    /// File to write the kubeconfig to (mode 0600), for `kubectl --kubeconfig`.
+    #[arg(long)]
+    pub write_kubeconfig: Option<PathBuf>,
+}
+
+/// Settings of `vmlet agent`.
+#[derive(Clone, Debug, Args)]
+pub struct Agent {
+    /// Settings of the node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Which API.
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// Namespace of the node's Lease.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system")]
+    pub namespace: String,
+}
+
+/// Settings of `vmlet controller`.
+#[derive(Clone, Debug, Args)]
+pub struct Controller {
+    /// Directory for what is needed while references are resolved.
+    #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+    /// Which API.
+    #[command(flatten)]
+    pub api: ApiArgs,
+}
+
+/// Which Kubernetes API to use.
+#[derive(Clone, Debug, Args)]
+pub struct ApiArgs {
+    /// kubeconfig file. Defaults to $KUBECONFIG, ~/.kube/config, or the pod's service account.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Settings of `vmlet check`.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    /// The data directory to look at.
+    #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+}
+
+/// `vmlet image ...`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Build an ext4 disk image from a container image, once, into a file.
+    ///
+    /// The exit status is 0 only for a complete file that is safe on disk; otherwise there is no file.
+    Build(ImageBuild),
+}
+
+/// Settings of `vmlet image build`.
+#[derive(Clone, Debug, Args)]
+pub struct ImageBuild {
+    /// Reference of the image, for example docker.io/library/debian:bookworm.
+    pub reference: String,
+    /// File to write.
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// Size of the disk, for example 2Gi. Defaults to what the contents need, with some space to spare.
+    #[arg(long)]
+    pub size: Option<String>,
+    /// Platform to take from an index, for example linux/arm64. Defaults to this machine's.
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Docker configuration file with registry credentials. Defaults to ~/.docker/config.json, if it exists.
+    #[arg(long)]
+    pub authfile: Option<PathBuf>,
+}
+
+/// `vmlet kernel ...`
+#[derive(Debug, Subcommand)]
+pub enum Kernel {
+    /// Make an OCI artifact (an image layout) from a Debian kernel package or a directory.
+    Package(KernelPackage),
+}
+
+/// Settings of `vmlet kernel package`.
+#[derive(Clone, Debug, Args)]
+#[group(id = "source", required = true, multiple = false, args = ["from_deb", "from_dir"])]
+pub struct KernelPackage {
+    /// A Debian package such as linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb.
+    #[arg(long)]
+    pub from_deb: Option<PathBuf>,
+    /// A directory that holds boot/vmlinuz-* (or vmlinux) and lib/modules/*.
+    #[arg(long)]
+    pub from_dir: Option<PathBuf>,
+    /// Directory to write the OCI image layout to. It must not exist.
+    #[arg(long, short)]
+    pub output: PathBuf,
+}
+
+/// Which VM.
+#[derive(Clone, Debug, Args)]
+pub struct VmArgs {
+    /// Name of the VirtualMachine.
+    pub vm: String,
+    /// Its namespace.
+    #[arg(long, short, default_value = "default")]
+    pub namespace: String,
+    /// Which API.
+    #[command(flatten)]
+    pub api: ApiArgs,
+}
+
+/// Settings of `vmlet logs`.
+#[derive(Clone, Debug, Args)]
+pub struct Logs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Go on as the guest writes.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// The data directory of the agent on this machine.
+    #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+}
+
+/// Settings of `vmlet ssh`.
+#[derive(Clone, Debug, Args)]
+pub struct Ssh {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// User to log in as.
+    #[arg(long, short, default_value = "root")]
+    pub login: String,
+    /// File with the private key.
+    #[arg(long, short)]
+    pub identity: Option<PathBuf>,
+    /// Command to run, after `--`. Without one, a shell.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// /var/lib/vmlet for root, the state directory of the user (XDG base directories) otherwise.
+fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/vmlet");
+    }
+    std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")))
+        .unwrap_or_else(|| PathBuf::from("."))
+        .join("vmlet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

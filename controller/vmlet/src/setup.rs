@@ -1,0 +1,81 @@
+//! Logging, the TLS provider, the runtime, and the way to each command.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{ApiArgs, Cli, Command, Image, Kernel, LogFormat};
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    // The agent's files are root's alone; what others may read gets its mode explicitly.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?} is not a log filter", cli.log))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("the async runtime")?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Standalone(args) => crate::standalone::run(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
+            Command::Agent(args) => crate::node::agent(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
+            Command::Controller(args) => crate::node::controller(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
+            Command::Crds => crds(),
+            Command::Check(args) => crate::check::run(&args),
+            Command::Image(Image::Build(args)) => crate::image::build(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Kernel(Kernel::Package(args)) => crate::kernel::package(&args).map(|()| ExitCode::SUCCESS),
+            Command::Logs(args) => crate::vm::logs(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Ssh(args) => crate::vm::ssh(args).await,
+        }
+    })
+}
+
+fn crds() -> Result<ExitCode> {
+    for crd in vmlet_crds::all() {
+        println!("---\n{}", vmlet_crds::to_yaml(&crd)?.trim_end());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
+fn stop_signal() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                std::process::exit(130);
+            }
+            tracing::info!("stopping; virtual machines run on");
+            stop.cancel();
+        }
+    });
+    Ok(token)
+}
+
+/// A client for the API that the command line names.
+pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
+    let config = match &args.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(|| format!("kubeconfig {}", path.display()))?
+        }
+        None => kube::Config::infer().await.context("no Kubernetes API to talk to: give --kubeconfig, or set KUBECONFIG")?,
+    };
+    kube::Client::try_from(config).context("client for the Kubernetes API")
+}
