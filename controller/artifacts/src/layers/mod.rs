@@ -1,1 +1,75 @@
-//! Layers under the OCI rules.
+//! Layers under the OCI rules: raw bytes in, one merged tree out.
+//!
+//! ```text
+//! blob bytes ─ decode ─▶ tar bytes ─ tar ─▶ members ─ apply ─▶ records ─ merge ─▶ Tree ─ disk ─▶ ext4
+//!             (gzip,     (hashed:          (PAX, GNU,        (one small     (whiteouts, links,
+//!              zstd)      diff_id)          sparse)           per member)    paths inside the root)
+//! ```
+//! File data goes to its final place while it streams through; only records are kept. Nothing is
+//! mounted, staged or extracted, and no name from an image ever becomes a path of the host.
+
+pub mod apply;
+pub mod decode;
+pub mod disk;
+pub mod header;
+pub mod member;
+pub mod merge;
+pub mod path;
+pub mod pax;
+pub mod sparse;
+pub mod spool;
+
+use std::io;
+
+/// Why a layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The archive breaks the tar format or the OCI layer rules.
+    #[error("{0}")]
+    Malformed(String),
+    /// The compression or entry type is not one that can be used.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A bound was exceeded.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The decompressed bytes are not those that the image configuration names.
+    #[error("its content has the digest {actual}, but the image configuration names {expected}")]
+    WrongDiffId {
+        /// What the configuration says.
+        expected: String,
+        /// What the bytes are.
+        actual: String,
+    },
+    /// Reading the compressed bytes failed: corrupt compression, or the transfer ended.
+    #[error("{0}")]
+    Read(#[source] io::Error),
+    /// Keeping file data failed: the local disk, or a limit of the file system that is written.
+    #[error("{0}")]
+    Store(#[source] StoreError),
+}
+
+/// Why file data could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system writer refused or failed.
+    #[error(transparent)]
+    Ext4(#[from] vmlet_ext4::Error),
+    /// The local file failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl LayerError {
+    pub(crate) fn malformed(message: impl Into<String>) -> LayerError {
+        LayerError::Malformed(message.into())
+    }
+}
+
+/// Shows raw bytes from an archive in a message: printable, quoted and of bounded length.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    const MOST: usize = 200;
+    let cut = &bytes[..bytes.len().min(MOST)];
+    let dots = if bytes.len() > MOST { "…" } else { "" };
+    format!("\"{}{dots}\"", cut.escape_ascii())
+}

@@ -1,0 +1,279 @@
+//! From compressed layers to one merged tree: what runs while an image is pulled.
+//!
+//! Two threads: one inflates ahead, through all layers in order; the caller's own hashes, parses
+//! and stores. Data is stored layer by layer in order, so that equal layers give equal bytes.
+
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::member::{MemberKind, Members, Position, Segment};
+use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
+use super::path::{Named, classify, normalise};
+use super::{LayerError, decode, show};
+use crate::reference::{Digest, Hasher};
+use crate::types::Limits;
+
+/// Where file data goes.
+pub trait Store {
+    /// Names stored data.
+    type Data;
+
+    /// Takes a file's content in; it is called for one file at a time, in the archive's order.
+    ///
+    /// # Errors
+    /// Those of the content, and those of the store.
+    fn store(&mut self, content: &mut dyn Content) -> Result<Self::Data, LayerError>;
+
+    /// Data that lost to a later layer.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn discard(&mut self, data: Self::Data) -> Result<(), LayerError>;
+}
+
+/// A file's content, piece by piece.
+pub trait Content {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// A broken archive or a failed read.
+    fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError>;
+}
+
+/// One layer to be applied.
+pub struct Input {
+    /// Its compressed bytes.
+    pub bytes: Box<dyn Read + Send>,
+    /// Digest of its decompressed bytes, if the image names it.
+    pub diff_id: Option<Digest>,
+}
+
+/// A layer's place in the image, and what is wrong with it.
+pub type Failed = (usize, LayerError);
+
+const CHUNK: usize = 64 << 10;
+const CHUNKS_AHEAD: usize = 32;
+
+enum Piece {
+    Bytes(Vec<u8>),
+    End,
+    Failed(io::Error),
+}
+
+/// Reads, checks and merges all layers, the lowest first. `stop` is called when it fails, so that
+/// a thread that waits for bytes stops waiting.
+///
+/// # Errors
+/// The first layer that cannot be used, and why.
+pub fn flatten<S: Store>(
+    layers: Vec<Input>,
+    store: &mut S,
+    limits: &Limits,
+    stop: &(dyn Fn() + Sync),
+) -> Result<Tree<S::Data>, Failed> {
+    let (diff_ids, sources): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.diff_id, layer.bytes)).unzip();
+    let window = limits.zstd_window_bytes;
+    let (send, receive) = sync_channel(CHUNKS_AHEAD);
+    std::thread::scope(|scope| {
+        scope.spawn(move || inflate(sources, window, &send));
+        let result = merge(diff_ids, receive, store, limits);
+        if result.is_err() {
+            stop();
+        }
+        result
+    })
+}
+
+fn merge<S: Store>(
+    diff_ids: Vec<Option<Digest>>,
+    pieces: Receiver<Piece>,
+    store: &mut S,
+    limits: &Limits,
+) -> Result<Tree<S::Data>, Failed> {
+    let mut tree = Tree::default();
+    let mut budget = Budget { entries: limits.entries, bytes: limits.uncompressed_bytes };
+    for (at, diff_id) in diff_ids.into_iter().enumerate() {
+        let mut step = || {
+            let mut input = Hashed::new(Inflated { pieces: &pieces, piece: Vec::new(), at: 0, ended: false }, &diff_id, budget.bytes);
+            let layer = read_layer(&mut input, store, limits, &mut budget.entries)?;
+            // What follows the archive's end is no entry, but belongs to the layer's digest.
+            io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
+            budget.bytes = input.left;
+            input.check(diff_id)?;
+            tree.apply(layer)?;
+            for lost in tree.take_discarded() {
+                store.discard(lost)?;
+            }
+            Ok(())
+        };
+        step().map_err(|error| (at, error))?;
+    }
+    Ok(tree)
+}
+
+struct Budget {
+    entries: u64,
+    bytes: u64,
+}
+
+/// Reads one layer's tar; file data goes to `store`.
+///
+/// # Errors
+/// Broken archives, exceeded limits, failures of the store.
+pub fn read_layer<S: Store>(
+    input: impl Read,
+    store: &mut S,
+    limits: &Limits,
+    entries_left: &mut u64,
+) -> Result<Layer<S::Data>, LayerError> {
+    let mut members = Members::new(input);
+    let mut layer = Layer::default();
+    while let Some(member) = members.next()? {
+        *entries_left = entries_left.checked_sub(1).ok_or_else(|| {
+            LayerError::TooLarge(format!("the image has more than {} entries", limits.entries))
+        })?;
+        let path = match classify(normalise(&member.name, limits.path_bytes)?)? {
+            Named::Entry(path) => path,
+            Named::Whiteout(path) => {
+                layer.whiteouts.push(path);
+                continue;
+            }
+            Named::Opaque(path) => {
+                layer.opaques.push(path);
+                continue;
+            }
+            Named::Ignored => continue,
+        };
+        let kind = match member.kind {
+            MemberKind::File { .. } => {
+                let mut content = Rest { members: &mut members, position: Position::default() };
+                RecordKind::Inode(Inode::File(store.store(&mut content)?))
+            }
+            MemberKind::Directory => RecordKind::Directory,
+            MemberKind::HardLink(target) => RecordKind::HardLink(normalise(&target, limits.path_bytes)?),
+            MemberKind::Symlink(target) => RecordKind::Inode(Inode::Symlink(target)),
+            MemberKind::CharDevice(major, minor) => {
+                check_device(&path, major, minor)?;
+                RecordKind::Inode(Inode::CharDevice(major, minor))
+            }
+            MemberKind::BlockDevice(major, minor) => {
+                check_device(&path, major, minor)?;
+                RecordKind::Inode(Inode::BlockDevice(major, minor))
+            }
+            MemberKind::Fifo => RecordKind::Inode(Inode::Fifo),
+        };
+        layer.records.push(Record {
+            path,
+            attributes: Attributes { mode: member.mode, uid: member.uid, gid: member.gid, mtime: member.mtime },
+            xattrs: (!member.xattrs.is_empty()).then(|| member.xattrs.into_boxed_slice()),
+            kind,
+        });
+    }
+    Ok(layer)
+}
+
+fn check_device(path: &[u8], major: u32, minor: u32) -> Result<(), LayerError> {
+    if major < 1 << 12 && minor < 1 << 20 {
+        return Ok(());
+    }
+    Err(LayerError::malformed(format!("the device {} has the impossible number {major}:{minor}", show(path))))
+}
+
+struct Rest<'a, R> {
+    members: &'a mut Members<R>,
+    position: Position,
+}
+
+impl<R: Read> Content for Rest<'_, R> {
+    fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError> {
+        self.members.content(buf, &mut self.position)
+    }
+}
+
+fn inflate(sources: Vec<Box<dyn Read + Send>>, window: u64, pieces: &SyncSender<Piece>) {
+    for source in sources {
+        let last = match inflate_one(source, window, pieces) {
+            Ok(true) => Piece::End,
+            Ok(false) => return,
+            Err(error) => Piece::Failed(error),
+        };
+        if pieces.send(last).is_err() {
+            return;
+        }
+    }
+}
+
+/// False when nobody listens any more.
+fn inflate_one(source: Box<dyn Read + Send>, window: u64, pieces: &SyncSender<Piece>) -> io::Result<bool> {
+    let mut bytes = decode::decoder(source, window)?;
+    loop {
+        let mut piece = Vec::with_capacity(CHUNK);
+        bytes.by_ref().take(CHUNK as u64).read_to_end(&mut piece)?;
+        if piece.is_empty() {
+            return Ok(true);
+        }
+        if pieces.send(Piece::Bytes(piece)).is_err() {
+            return Ok(false);
+        }
+    }
+}
+
+/// One layer's bytes from the inflating thread.
+struct Inflated<'a> {
+    pieces: &'a Receiver<Piece>,
+    piece: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+impl Read for Inflated<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() && !self.ended {
+            match self.pieces.recv() {
+                Ok(Piece::Bytes(piece)) => (self.piece, self.at) = (piece, 0),
+                Ok(Piece::End) => self.ended = true,
+                Ok(Piece::Failed(error)) => return Err(error),
+                Err(_) => return Err(io::Error::other("the inflating thread ended too early")),
+            }
+        }
+        let n = buf.len().min(self.piece.len() - self.at);
+        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// Hashes and counts what is read through it.
+struct Hashed<R> {
+    inner: R,
+    hasher: Option<Hasher>,
+    left: u64,
+}
+
+impl<R: Read> Hashed<R> {
+    fn new(inner: R, digest: &Option<Digest>, left: u64) -> Self {
+        Hashed { inner, hasher: digest.as_ref().map(Digest::hasher), left }
+    }
+
+    fn check(self, expected: Option<Digest>) -> Result<(), LayerError> {
+        let Some((hasher, expected)) = self.hasher.zip(expected) else { return Ok(()) };
+        let actual = hasher.finish();
+        if actual == expected {
+            return Ok(());
+        }
+        Err(LayerError::WrongDiffId { expected: expected.to_string(), actual: actual.to_string() })
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::FileTooLarge, "the image is larger than allowed when it is uncompressed")
+        })?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buf[..n]);
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,181 @@
+//! One 512-byte tar header block: v7, ustar, GNU and star.
+
+use super::{LayerError, show};
+
+/// Size of tar's blocks.
+pub const BLOCK: usize = 512;
+
+/// A header block whose checksum holds.
+pub struct Header<'a>(&'a [u8; BLOCK]);
+
+#[derive(PartialEq, Eq)]
+enum Format {
+    V7,
+    Ustar,
+    Gnu,
+}
+
+impl<'a> Header<'a> {
+    /// Checks a block's checksum (both the unsigned and the historic signed sum are accepted).
+    ///
+    /// # Errors
+    /// A checksum that does not hold: the stream is damaged or is no tar.
+    pub fn parse(block: &'a [u8; BLOCK]) -> Result<Header<'a>, LayerError> {
+        let mut unsigned = 0i64;
+        let mut signed = 0i64;
+        for (at, &byte) in block.iter().enumerate() {
+            let byte = if (148..156).contains(&at) { b' ' } else { byte };
+            unsigned += i64::from(byte);
+            signed += i64::from(byte as i8);
+        }
+        let header = Header(block);
+        match number(&block[148..156]) {
+            Some(sum) if sum == i128::from(unsigned) || sum == i128::from(signed) => Ok(header),
+            _ => Err(LayerError::malformed("a tar header has a wrong checksum: the layer is damaged, or is no tar")),
+        }
+    }
+
+    fn format(&self) -> Format {
+        match &self.0[257..265] {
+            b"ustar  \0" => Format::Gnu,
+            [b'u', b's', b't', b'a', b'r', 0, ..] => Format::Ustar,
+            _ => Format::V7,
+        }
+    }
+
+    /// The type flag.
+    pub fn flag(&self) -> u8 {
+        self.0[156]
+    }
+
+    /// The name, with ustar's prefix.
+    pub fn name(&self) -> Vec<u8> {
+        let name = text(&self.0[..100]);
+        if self.format() != Format::Ustar {
+            return name.to_vec();
+        }
+        // star keeps two time stamps at the end of the prefix field.
+        let prefix = if &self.0[508..512] == b"tar\0" { &self.0[345..476] } else { &self.0[345..500] };
+        let prefix = text(prefix);
+        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+    }
+
+    /// The link target.
+    pub fn link(&self) -> Vec<u8> {
+        text(&self.0[157..257]).to_vec()
+    }
+
+    /// Permission bits.
+    pub fn mode(&self) -> Result<i128, LayerError> {
+        self.field("mode", 100..108)
+    }
+
+    /// Owner.
+    pub fn uid(&self) -> Result<i128, LayerError> {
+        self.field("uid", 108..116)
+    }
+
+    /// Group.
+    pub fn gid(&self) -> Result<i128, LayerError> {
+        self.field("gid", 116..124)
+    }
+
+    /// Bytes of content that follow.
+    pub fn size(&self) -> Result<i128, LayerError> {
+        self.field("size", 124..136)
+    }
+
+    /// Modification time, whole seconds.
+    pub fn mtime(&self) -> Result<i128, LayerError> {
+        self.field("mtime", 136..148)
+    }
+
+    /// Device numbers.
+    pub fn device(&self) -> Result<(i128, i128), LayerError> {
+        Ok((self.field("major device number", 329..337)?, self.field("minor device number", 337..345)?))
+    }
+
+    /// Old GNU sparse: the four (offset, length) pairs, whether more blocks follow, the real size.
+    pub fn sparse(&self) -> Result<(Vec<(i128, i128)>, bool, i128), LayerError> {
+        let pairs = sparse_pairs(&self.0[386..482])?;
+        Ok((pairs, self.0[482] != 0, self.field("real size", 483..495)?))
+    }
+
+    fn field(&self, what: &str, range: std::ops::Range<usize>) -> Result<i128, LayerError> {
+        number(&self.0[range]).ok_or_else(|| {
+            LayerError::malformed(format!("the tar header of {} has a bad {what}", show(text(&self.0[..100]))))
+        })
+    }
+}
+
+/// The pairs of an old GNU sparse table; an entry with an empty first byte ends it.
+pub fn sparse_pairs(table: &[u8]) -> Result<Vec<(i128, i128)>, LayerError> {
+    table
+        .chunks_exact(24)
+        .take_while(|pair| pair[0] != 0)
+        .map(|pair| number(&pair[..12]).zip(number(&pair[12..])))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| LayerError::malformed("an old GNU sparse table has a bad number in it"))
+}
+
+fn text(field: &[u8]) -> &[u8] {
+    field.split(|&b| b == 0).next().unwrap_or_default()
+}
+
+/// A numeric field: octal digits, or base 256 (two's complement) when the first bit is set.
+fn number(field: &[u8]) -> Option<i128> {
+    let first = *field.first()?;
+    if first & 0x80 != 0 {
+        // The marker bit goes away; the next bit is the sign.
+        let negative = first & 0x40 != 0;
+        let mut value: i128 = if negative { -1 } else { 0 };
+        for (at, &byte) in field.iter().enumerate() {
+            let byte = match (at, negative) {
+                (0, true) => byte | 0x80,
+                (0, false) => byte & 0x7f,
+                _ => byte,
+            };
+            value = (value << 8) | i128::from(byte);
+        }
+        return Some(value);
+    }
+    let trimmed = text(field).trim_ascii();
+    if trimmed.is_empty() {
+        return Some(0);
+    }
+    trimmed.iter().try_fold(0i128, |value, digit| match digit {
+        b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_octal_or_base_256() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"   644 \0"), Some(0o644));
+        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(b"00000089"), None);
+        assert_eq!(number(b"-0000001"), None);
+        assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]), Some(0xffff_ffff));
+        assert_eq!(number(&[0xff; 12]), Some(-1));
+        let mut old = [0xff; 12];
+        old[11] = 0x00;
+        assert_eq!(number(&old), Some(-256));
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_refused() {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a").expect("short");
+        header.set_size(0);
+        header.set_cksum();
+        let mut block = *header.as_bytes();
+        assert!(Header::parse(&block).is_ok());
+        block[0] ^= 1;
+        assert!(Header::parse(&block).is_err());
+    }
+}

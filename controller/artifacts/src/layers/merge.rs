@@ -1,0 +1,399 @@
+//! Merging layers under the OCI rules (image specification, layer.md), in memory.
+//!
+//! Pure: file data is an opaque handle `D`. A layer's whiteouts hide what lower layers have,
+//! wherever in the layer they stand; after them its entries apply in order, the last one of a name
+//! wins. Paths are walked through symbolic links as the kernel would with the image as its root: a
+//! link never leads out of it. Nothing here recurses, so depth costs no stack.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::path::split;
+use super::{LayerError, show};
+
+/// The root's place in [`Tree`].
+pub const ROOT: NodeId = NodeId(0);
+/// What the kernel allows in one walk.
+const MOST_LINKS: usize = 40;
+const MOST_TARGET: usize = 4095;
+
+/// Names an inode of a [`Tree`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// A dense number, for tables.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Owner, mode and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+}
+
+/// A directory that no layer has an entry for: what manifest.md leaves open is 0755 root:root at
+/// the epoch, so that equal layers give equal trees.
+pub const IMPLIED: Attributes = Attributes { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
+
+/// Extended attributes; one word when there are none.
+pub type Xattrs = Option<Box<[(Vec<u8>, Vec<u8>)]>>;
+
+/// One entry of a layer.
+#[derive(Debug)]
+pub struct Record<D> {
+    /// Normalised path.
+    pub path: Vec<u8>,
+    /// Owner, mode and time.
+    pub attributes: Attributes,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
+    /// What it is.
+    pub kind: RecordKind<D>,
+}
+
+/// What an entry is.
+#[derive(Debug)]
+pub enum RecordKind<D> {
+    /// An inode of its own.
+    Inode(Inode<D>),
+    /// A directory.
+    Directory,
+    /// Another name for what stands at this normalised path.
+    HardLink(Vec<u8>),
+}
+
+/// An inode that is no directory.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Inode<D> {
+    /// A file with its data.
+    File(D),
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+    /// A character device.
+    CharDevice(u32, u32),
+    /// A block device.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// All records of one layer.
+#[derive(Debug)]
+pub struct Layer<D> {
+    /// Paths that the layer hides.
+    pub whiteouts: Vec<Vec<u8>>,
+    /// Directories whose lower content the layer hides.
+    pub opaques: Vec<Vec<u8>>,
+    /// Entries, in the archive's order.
+    pub records: Vec<Record<D>>,
+}
+
+impl<D> Default for Layer<D> {
+    fn default() -> Self {
+        Layer { whiteouts: Vec::new(), opaques: Vec::new(), records: Vec::new() }
+    }
+}
+
+/// What a node of the tree is.
+#[derive(Debug)]
+pub enum Node<D> {
+    /// A directory with its names, in byte order.
+    Directory(BTreeMap<Box<[u8]>, NodeId>),
+    /// Anything else.
+    Inode(Inode<D>),
+}
+
+struct Slot<D> {
+    node: Node<D>,
+    attributes: Attributes,
+    xattrs: Xattrs,
+    links: u32,
+}
+
+/// The merged file system.
+pub struct Tree<D> {
+    slots: Vec<Option<Slot<D>>>,
+    discarded: Vec<D>,
+}
+
+impl<D> Default for Tree<D> {
+    fn default() -> Self {
+        let root = Slot { node: Node::Directory(BTreeMap::new()), attributes: IMPLIED, xattrs: None, links: 1 };
+        Tree { slots: vec![Some(root)], discarded: Vec::new() }
+    }
+}
+
+impl<D> Tree<D> {
+    /// Applies one layer on top of what is there.
+    ///
+    /// # Errors
+    /// Entries that cannot exist. The tree is unusable then.
+    pub fn apply(&mut self, layer: Layer<D>) -> Result<(), LayerError> {
+        for path in &layer.opaques {
+            if let Some(directory) = self.resolve(path, false)? {
+                for (_, child) in std::mem::take(self.children_mut(directory)?) {
+                    self.unlink(child);
+                }
+            }
+        }
+        for path in &layer.whiteouts {
+            let Some((parent, name)) = split(path) else { continue };
+            if let Some(parent) = self.resolve(parent, false)?
+                && let Some(child) = self.children_mut(parent)?.remove(name)
+            {
+                self.unlink(child);
+            }
+        }
+        for record in layer.records {
+            self.record(record)?;
+        }
+        Ok(())
+    }
+
+    /// Data that lost to later layers since the last call.
+    pub fn take_discarded(&mut self) -> Vec<D> {
+        std::mem::take(&mut self.discarded)
+    }
+
+    /// The node at `path`, links followed on the way and at the end; `None` if there is none.
+    pub fn lookup(&mut self, path: &[u8]) -> Result<Option<NodeId>, LayerError> {
+        self.walk(path, false)
+    }
+
+    /// One node: what it is, its attributes and its number of names.
+    pub fn get(&self, id: NodeId) -> Option<(&Node<D>, &Attributes, &Xattrs, u32)> {
+        let slot = self.slots.get(id.index())?.as_ref()?;
+        Some((&slot.node, &slot.attributes, &slot.xattrs, slot.links))
+    }
+
+    /// Takes a node out, to turn the tree into something else. Its names stay where they are.
+    pub fn take(&mut self, id: NodeId) -> Option<(Node<D>, Attributes, Xattrs)> {
+        let slot = self.slots.get_mut(id.index())?.take()?;
+        Some((slot.node, slot.attributes, slot.xattrs))
+    }
+
+    /// Upper bound of [`NodeId::index`].
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Never: there is always a root.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    fn record(&mut self, record: Record<D>) -> Result<(), LayerError> {
+        let Record { path, attributes, xattrs, kind } = record;
+        let Some((parent_path, name)) = split(&path) else {
+            let RecordKind::Directory = kind else {
+                return Err(LayerError::malformed("the root of the layer is not a directory"));
+            };
+            return self.set(ROOT, attributes, xattrs);
+        };
+        // The source of a link is looked up first: it may be the very name that is replaced.
+        let linked = match &kind {
+            RecordKind::HardLink(target) => Some(self.link_source(&path, target)?),
+            _ => None,
+        };
+        let parent = self
+            .resolve(parent_path, true)?
+            .ok_or_else(|| LayerError::malformed(format!("{} has no directory to be in", show(&path))))?;
+        let existing = self.children_mut(parent)?.get(name).copied();
+        let id = match kind {
+            RecordKind::Directory => {
+                if let Some(id) = existing
+                    && matches!(self.slot(id)?.node, Node::Directory(_))
+                {
+                    return self.set(id, attributes, xattrs);
+                }
+                self.add(Node::Directory(BTreeMap::new()), attributes, xattrs)?
+            }
+            RecordKind::Inode(inode) => {
+                if let Inode::Symlink(target) = &inode
+                    && (target.is_empty() || target.len() > MOST_TARGET || target.contains(&0))
+                {
+                    return Err(LayerError::malformed(format!(
+                        "the symbolic link {} has an impossible target ({} bytes)",
+                        show(&path),
+                        target.len()
+                    )));
+                }
+                self.add(Node::Inode(inode), attributes, xattrs)?
+            }
+            RecordKind::HardLink(_) => {
+                let Some(id) = linked else { return Ok(()) };
+                if existing == Some(id) {
+                    return Ok(());
+                }
+                self.slot_mut(id)?.links += 1;
+                id
+            }
+        };
+        if let Some(old) = self.children_mut(parent)?.insert(name.into(), id) {
+            self.unlink(old);
+        }
+        Ok(())
+    }
+
+    fn link_source(&mut self, path: &[u8], target: &[u8]) -> Result<NodeId, LayerError> {
+        let id = match split(target) {
+            Some((parent, name)) => match self.resolve(parent, false)? {
+                Some(parent) => self.children_mut(parent)?.get(name).copied(),
+                None => None,
+            },
+            None => Some(ROOT),
+        };
+        let Some(id) = id else {
+            return Err(LayerError::malformed(format!(
+                "{} is a hard link to {}, which does not exist (yet)",
+                show(path),
+                show(target)
+            )));
+        };
+        if matches!(self.slot(id)?.node, Node::Directory(_)) {
+            return Err(LayerError::malformed(format!("{} is a hard link to the directory {}", show(path), show(target))));
+        }
+        Ok(id)
+    }
+
+    fn set(&mut self, id: NodeId, attributes: Attributes, xattrs: Xattrs) -> Result<(), LayerError> {
+        let slot = self.slot_mut(id)?;
+        slot.attributes = attributes;
+        slot.xattrs = xattrs;
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node<D>, attributes: Attributes, xattrs: Xattrs) -> Result<NodeId, LayerError> {
+        let id = u32::try_from(self.slots.len())
+            .map_err(|_| LayerError::TooLarge("the image has more entries than can be counted".into()))?;
+        self.slots.push(Some(Slot { node, attributes, xattrs, links: 1 }));
+        Ok(NodeId(id))
+    }
+
+    /// Takes one name of `id` away; with its last name it goes, and everything below it.
+    fn unlink(&mut self, id: NodeId) {
+        let mut gone = vec![id];
+        while let Some(id) = gone.pop() {
+            let Some(place) = self.slots.get_mut(id.index()) else { continue };
+            let Some(slot) = place else { continue };
+            slot.links -= 1;
+            if slot.links > 0 {
+                continue;
+            }
+            match place.take().map(|slot| slot.node) {
+                Some(Node::Directory(children)) => gone.extend(children.into_values()),
+                Some(Node::Inode(Inode::File(data))) => self.discarded.push(data),
+                _ => {}
+            }
+        }
+    }
+
+    /// The directory at `path`, with links followed inside the root. With `create`, what is
+    /// missing is made, also where a dangling link leads; a non-directory in the way is replaced,
+    /// because the layer says by using it as one that it is a directory now.
+    fn resolve(&mut self, path: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
+        let found = self.walk(path, create)?;
+        Ok(match found {
+            Some(id) if matches!(self.slot(id)?.node, Node::Directory(_)) => Some(id),
+            _ => None,
+        })
+    }
+
+    fn walk(&mut self, path: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
+        let mut above: Vec<NodeId> = Vec::new();
+        let mut here = ROOT;
+        let mut links = 0;
+        let mut todo: Vec<Cow<'_, [u8]>> = path.split(|&b| b == b'/').rev().map(Cow::Borrowed).collect();
+        while let Some(component) = todo.pop() {
+            match &*component {
+                b"" | b"." => continue,
+                b".." => {
+                    here = above.pop().unwrap_or(ROOT);
+                    continue;
+                }
+                _ => {}
+            }
+            let next = match &self.slot(here)?.node {
+                Node::Directory(children) => children.get(&*component).copied(),
+                Node::Inode(_) => return Ok(None),
+            };
+            let Some(next) = next else {
+                if !create {
+                    return Ok(None);
+                }
+                let made = self.make_implied(here, &component)?;
+                above.push(here);
+                here = made;
+                continue;
+            };
+            match &self.slot(next)?.node {
+                Node::Directory(_) => {
+                    above.push(here);
+                    here = next;
+                }
+                Node::Inode(Inode::Symlink(target)) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(LayerError::malformed(format!("{} leads through a loop of symbolic links", show(path))));
+                    }
+                    if target.starts_with(b"/") {
+                        above.clear();
+                        here = ROOT;
+                    }
+                    todo.extend(target.split(|&b| b == b'/').rev().map(|part| Cow::Owned(part.to_vec())));
+                }
+                Node::Inode(_) if create => {
+                    let made = self.make_implied(here, &component)?;
+                    above.push(here);
+                    here = made;
+                }
+                Node::Inode(_) => {
+                    above.push(here);
+                    here = next;
+                }
+            }
+        }
+        Ok(Some(here))
+    }
+
+    fn make_implied(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, LayerError> {
+        if name.len() > 255 {
+            return Err(LayerError::malformed(format!("the name {} is longer than 255 bytes", show(name))));
+        }
+        let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
+        if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
+            self.unlink(old);
+        }
+        Ok(made)
+    }
+
+    fn slot(&self, id: NodeId) -> Result<&Slot<D>, LayerError> {
+        self.slots.get(id.index()).and_then(Option::as_ref).ok_or_else(gone)
+    }
+
+    fn slot_mut(&mut self, id: NodeId) -> Result<&mut Slot<D>, LayerError> {
+        self.slots.get_mut(id.index()).and_then(Option::as_mut).ok_or_else(gone)
+    }
+
+    fn children_mut(&mut self, id: NodeId) -> Result<&mut BTreeMap<Box<[u8]>, NodeId>, LayerError> {
+        match &mut self.slot_mut(id)?.node {
+            Node::Directory(children) => Ok(children),
+            Node::Inode(_) => Err(gone()),
+        }
+    }
+}
+
+/// Cannot happen: a name always leads to a node. An error all the same, never a panic.
+fn gone() -> LayerError {
+    LayerError::malformed("the merged tree is inconsistent: a name leads nowhere")
+}
