@@ -1,0 +1,176 @@
+//! From a CustomResourceDefinition to a served resource.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Resource, Scale, Version};
+use crate::schema::{FieldError, Schema};
+
+/// The finalizer that keeps a definition until its objects are gone.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// Kubernetes' order of versions: v2 > v1 > v1beta2 > v1beta1 > v1alpha1 > anything else.
+pub fn priority(version: &str) -> (u8, u32, u32) {
+    let parse = || {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major: u32 = rest[..digits].parse().ok()?;
+        match &rest[digits..] {
+            "" => Some((3, major, 0)),
+            suffix => {
+                let (stage, minor) = match (suffix.strip_prefix("beta"), suffix.strip_prefix("alpha")) {
+                    (Some(minor), _) => (2, minor),
+                    (_, Some(minor)) => (1, minor),
+                    _ => return None,
+                };
+                Some((stage, major, minor.parse().ok()?))
+            }
+        }
+    };
+    parse().unwrap_or((0, 0, 0))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Fills in what the API fills in: singular, list kind, conversion.
+pub fn default_spec(definition: &mut Value) {
+    let Some(spec) = definition["spec"].as_object_mut() else { return };
+    spec.entry("conversion").or_insert_with(|| json!({"strategy": "None"}));
+    let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) else { return };
+    let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    names.entry("singular").or_insert_with(|| kind.to_lowercase().into());
+    names.entry("listKind").or_insert_with(|| format!("{kind}List").into());
+}
+
+/// Checks a definition and compiles its schemas.
+pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
+    let spec = &definition["spec"];
+    let names = &spec["names"];
+    let mut errors = Vec::new();
+    let (group, plural, kind) = (text(&spec["group"]), text(&names["plural"]), text(&names["kind"]));
+    for (field, value) in [("spec.group", &group), ("spec.names.plural", &plural), ("spec.names.kind", &kind)] {
+        if value.is_empty() {
+            errors.push(FieldError::required(field, ""));
+        }
+    }
+    let name = text(&definition["metadata"]["name"]);
+    if errors.is_empty() && name != format!("{plural}.{group}") {
+        let wanted = "must be spec.names.plural+\".\"+spec.group";
+        errors.push(FieldError::invalid("metadata.name", name, wanted));
+    }
+    if super::builtin().iter().any(|r| r.group == group) {
+        errors.push(FieldError::forbidden("spec.group", "this group is built in"));
+    }
+    let namespaced = match spec["scope"].as_str() {
+        Some("Namespaced") => true,
+        Some("Cluster") => false,
+        Some(other) => {
+            errors.push(FieldError::not_supported("spec.scope", other, &["Cluster", "Namespaced"]));
+            true
+        }
+        None => {
+            errors.push(FieldError::required("spec.scope", ""));
+            true
+        }
+    };
+    if spec["conversion"]["strategy"].as_str().is_some_and(|s| s != "None") {
+        let why = "this server converts between versions only by changing apiVersion";
+        errors.push(FieldError::forbidden("spec.conversion.strategy", why));
+    }
+    let (mut versions, mut stored) = (Vec::new(), Vec::new());
+    for (index, source) in spec["versions"].as_array().into_iter().flatten().enumerate() {
+        let path = format!("spec.versions[{index}]");
+        match version(source, &path) {
+            Ok(version) => {
+                if source["storage"] == true {
+                    stored.push(version.name.clone());
+                }
+                if source["served"] == true {
+                    versions.push(version);
+                }
+            }
+            Err(more) => errors.extend(more),
+        }
+    }
+    if stored.len() != 1 && errors.is_empty() {
+        let why = "must have exactly one version marked as storage version";
+        errors.push(FieldError::invalid("spec.versions", spec["versions"].clone(), why));
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    versions.sort_by_key(|v| std::cmp::Reverse(priority(&v.name)));
+    Ok(Resource {
+        storage: Arc::from(format!("{group}/{plural}")),
+        stored_as: format!("{group}/{}", stored[0]),
+        singular: text(&names["singular"]),
+        list_kind: text(&names["listKind"]),
+        short_names: texts(&names["shortNames"]),
+        categories: texts(&names["categories"]),
+        origin: (text(&definition["metadata"]["uid"]), text(&definition["metadata"]["resourceVersion"])),
+        terminating: !definition["metadata"]["deletionTimestamp"].is_null(),
+        core: None,
+        group,
+        plural,
+        kind,
+        namespaced,
+        versions,
+    })
+}
+
+fn version(source: &Value, path: &str) -> Result<Version, Vec<FieldError>> {
+    let raw = &source["schema"]["openAPIV3Schema"];
+    if raw.is_null() {
+        return Err(vec![FieldError::required(format!("{path}.schema.openAPIV3Schema"), "schemas are required")]);
+    }
+    let schema = Schema::compile(raw, &format!("{path}.schema.openAPIV3Schema"))?;
+    let sub = &source["subresources"];
+    let scale = sub["scale"].as_object().map(|scale| Scale {
+        spec: scale.get("specReplicasPath").map(text).unwrap_or_default(),
+        status: scale.get("statusReplicasPath").map(text).unwrap_or_default(),
+        selector: scale.get("labelSelectorPath").map(text),
+    });
+    let selectable = source["selectableFields"].as_array().into_iter().flatten();
+    Ok(Version {
+        name: text(&source["name"]),
+        status: sub["status"].is_object(),
+        scale,
+        selectable: selectable.map(|f| text(&f["jsonPath"]).trim_start_matches('.').to_owned()).collect(),
+        columns: source["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
+        schema: Some(Arc::new(schema)),
+        deprecation: (source["deprecated"] == true).then(|| {
+            source["deprecationWarning"].as_str().map_or_else(|| "this version is deprecated".to_owned(), str::to_owned)
+        }),
+    })
+}
+
+/// Writes the status that says "accepted and served"; definitions are served from the write on.
+pub fn accept(definition: &mut Value, now: &str) {
+    let mut names = definition["spec"]["names"].clone();
+    if names["categories"].is_null() {
+        names.as_object_mut().map(|n| n.remove("categories"));
+    }
+    let stored = definition["spec"]["versions"].as_array().into_iter().flatten().find(|v| v["storage"] == true);
+    let stored = stored.map(|v| text(&v["name"])).unwrap_or_default();
+    let mut all = texts(&definition["status"]["storedVersions"]);
+    if !all.contains(&stored) {
+        all.push(stored);
+    }
+    let since = |kind: &str| {
+        let conditions = definition["status"]["conditions"].as_array();
+        let old = conditions.into_iter().flatten().find(|c| c["type"] == kind && c["status"] == "True");
+        old.map_or_else(|| json!(now), |c| c["lastTransitionTime"].clone())
+    };
+    let conditions = json!([
+        {"type": "NamesAccepted", "status": "True", "lastTransitionTime": since("NamesAccepted"), "reason": "NoConflicts", "message": "no conflicts found"},
+        {"type": "Established", "status": "True", "lastTransitionTime": since("Established"), "reason": "InitialNamesAccepted", "message": "the initial names have been accepted"},
+    ]);
+    definition["status"] = json!({"acceptedNames": names, "conditions": conditions, "storedVersions": all});
+}
