@@ -91,6 +91,11 @@ pub struct Inode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(crate) u32);
 
+impl NodeId {
+    /// The root directory of every tree.
+    pub const ROOT: NodeId = NodeId(0);
+}
+
 /// Inodes and the names that lead to them, beginning with the root directory.
 ///
 /// Directories need not be complete before others begin, and depth is not limited. An entry costs about 150 bytes of
@@ -185,7 +190,7 @@ impl Tree {
 
     /// The root directory.
     pub fn root(&self) -> NodeId {
-        NodeId(ROOT)
+        NodeId::ROOT
     }
 
     /// Gives the root directory its extended attributes, in place of those it had.
