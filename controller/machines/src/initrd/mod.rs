@@ -1,0 +1,214 @@
+//! The initrd of a kernel: `vmlet-init` and the modules that a boot needs.
+//!
+//! It is built once per kernel and kept in a cache directory. What one VM is told comes in a second
+//! archive that is put behind it (`vmlet_init::cpio::config_cpio`). The archive is not compressed:
+//! that changes nothing about the time to boot and asks nothing of the kernel.
+
+mod elf;
+mod modules;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+use vmlet_init::cpio::Writer;
+
+pub use modules::Module;
+
+/// The guest's init, as the build script built it.
+pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vmlet-init"));
+
+/// Part of the cache's key: raised when the layout of the archive changes.
+const FORMAT: &str = "vmlet-initrd-1";
+
+const TEMPORARY: &str = ".tmp-";
+
+/// Why an initrd could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// A file of the cache, or the archive of modules, cannot be read or written.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The archive of modules holds something that is not a module.
+    #[error(
+        "module {name} of the kernel's modules archive is damaged: {problem}; package the kernel again"
+    )]
+    BadModule {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// The initrd for a kernel, from the cache or newly built and durable. Blocks on the disk.
+///
+/// `kernel_digest` is only hashed into the name of the file. Without an archive of modules the
+/// kernel must have the drivers built in.
+///
+/// # Errors
+/// See [`InitrdError`].
+pub fn ensure(
+    cache: &Path,
+    kernel_digest: &str,
+    modules_tar: Option<&Path>,
+) -> Result<PathBuf, InitrdError> {
+    let path = cache.join(name(kernel_digest, modules_tar.is_some()));
+    if path.exists() {
+        return Ok(path);
+    }
+    let modules = match modules_tar {
+        Some(tar) => modules::closure(tar)?,
+        None => Vec::new(),
+    };
+    let at = |error| InitrdError::Io {
+        path: path.clone(),
+        error,
+    };
+    fs::create_dir_all(cache).map_err(at)?;
+    publish(cache, &path, &build(INIT, &modules)).map_err(at)?;
+    Ok(path)
+}
+
+/// Deletes what a crash left half-written in the cache. Only at start: nobody may be in [`ensure`].
+///
+/// # Errors
+/// The directory cannot be read. One that is missing holds nothing.
+pub fn sweep(cache: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(cache) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The archive itself. Same init and modules, same bytes.
+pub fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
+    let mut archive = Writer::new();
+    archive.directory("dev", 0o755);
+    // Before anything is mounted, the kernel opens this for PID 1's standard streams.
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("init", 0o755, init);
+    archive.directory("vmlet", 0o700);
+    archive.directory("vmlet/modules", 0o700);
+    let order: String = modules
+        .iter()
+        .map(|module| format!("{}.ko\n", module.name))
+        .collect();
+    archive.file("vmlet/modules/order", 0o600, order.as_bytes());
+    for module in modules {
+        archive.file(
+            &format!("vmlet/modules/{}.ko", module.name),
+            0o600,
+            &module.content,
+        );
+    }
+    archive.finish()
+}
+
+fn name(kernel_digest: &str, with_modules: bool) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        FORMAT.as_bytes(),
+        kernel_digest.as_bytes(),
+        &[u8::from(with_modules)],
+        INIT,
+    ] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn publish(cache: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let temporary = cache.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
+    let written = (|| {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(cache)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_modules_gets_an_initrd_once() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let path = ensure(cache.path(), "sha256:../../x", None).expect("made");
+        assert_eq!(path.parent(), Some(cache.path()));
+        let bytes = fs::read(&path).expect("there");
+        assert_eq!(bytes, build(INIT, &[]));
+        fs::write(&path, "kept").expect("written");
+        assert_eq!(
+            ensure(cache.path(), "sha256:../../x", None).expect("made"),
+            path
+        );
+        assert_eq!(
+            fs::read(&path).expect("there"),
+            b"kept",
+            "an existing one is used as it is"
+        );
+        assert_ne!(ensure(cache.path(), "sha256:y", None).expect("made"), path);
+    }
+
+    #[test]
+    fn a_sweep_removes_temporaries_only() {
+        let cache = tempfile::tempdir().expect("a directory");
+        fs::write(cache.path().join(".tmp-1-1"), "").expect("written");
+        fs::write(cache.path().join("kept"), "").expect("written");
+        sweep(cache.path()).expect("swept");
+        assert_eq!(fs::read_dir(cache.path()).expect("there").count(), 1);
+        sweep(&cache.path().join("missing")).expect("nothing to sweep");
+    }
+
+    #[test]
+    fn a_damaged_archive_of_modules_leaves_nothing_behind() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let tar = cache.path().join("modules.tar");
+        fs::write(&tar, vec![7u8; 2048]).expect("written");
+        let initrds = cache.path().join("initrds");
+        assert!(matches!(
+            ensure(&initrds, "d", Some(&tar)),
+            Err(InitrdError::Io { .. })
+        ));
+        assert!(!initrds.exists());
+    }
+
+    #[test]
+    fn the_init_needs_no_dynamic_loader() {
+        assert!(INIT.starts_with(b"\x7fELF"));
+        let number = |at: usize| usize::from(u16::from_le_bytes([INIT[at], INIT[at + 1]]));
+        let (start, size, count) = (number(0x20), number(0x36), number(0x38));
+        let kinds: Vec<usize> = (0..count).map(|index| number(start + index * size)).collect();
+        assert!(kinds.contains(&1), "it has segments to load: {kinds:?}");
+        assert!(!kinds.contains(&3), "PT_INTERP asks for a loader: {kinds:?}");
+    }
+}
