@@ -93,7 +93,7 @@ fn merge<S: Store>(
     let mut tree = Tree::default();
     let mut budget = Budget { entries: limits.entries, bytes: limits.uncompressed_bytes };
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
-        let mut step = || {
+        let step = || {
             let mut input = Hashed::new(Inflated { pieces: &pieces, piece: Vec::new(), at: 0, ended: false }, &diff_id, budget.bytes);
             let layer = read_layer(&mut input, store, limits, &mut budget.entries)?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.

@@ -1,1 +1,99 @@
-//! The pipeline: from a reference to files in a private directory.
+//! The pipeline: from a source to files in a private directory.
+
+mod failure;
+mod fetch;
+mod image;
+
+use std::path::PathBuf;
+
+use futures::future::BoxFuture;
+use reqwest::Client;
+
+use crate::error::{PullError, Reason};
+use crate::pulls::work::{Job, Output, Work, WorkContext};
+use crate::reference::{Digest, Reference};
+use crate::registry::http_client;
+use crate::types::{Config, Limits, Resolved, Source};
+
+/// Changes whenever equal layers would give other bytes than before.
+const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
+
+/// Does the jobs of the keyed pulls.
+pub struct Pipeline(std::sync::Arc<Inner>);
+
+struct Inner {
+    http: Client,
+    limits: Limits,
+    #[allow(dead_code, reason = "read by path sources")]
+    import_dir: Option<PathBuf>,
+    downloads: fetch::Downloads,
+}
+
+impl Pipeline {
+    /// A pipeline with the bounds and the import directory of `config`.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(config: &Config) -> Result<Pipeline, PullError> {
+        let inner = Inner {
+            http: http_client(&config.limits)?,
+            limits: config.limits.clone(),
+            import_dir: config.import_dir.clone(),
+            downloads: fetch::Downloads::default(),
+        };
+        Ok(Pipeline(std::sync::Arc::new(inner)))
+    }
+}
+
+impl Work for Pipeline {
+    fn image_layout(&self) -> String {
+        LAYOUT.into()
+    }
+
+    fn kernel_layout(&self) -> String {
+        LAYOUT.into()
+    }
+
+    fn run(&self, job: Job, cx: WorkContext) -> BoxFuture<'static, Result<Output, PullError>> {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            match job {
+                Job::Resolve { source, digest, platform, credentials } => {
+                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
+                    let reference = pinned(reference, digest.as_deref())?;
+                    let image = tokio::select! {
+                        biased;
+                        () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
+                        image = inner.find(reference, &platform, &credentials) => image?,
+                    };
+                    Ok(Output::Resolved(Resolved {
+                        reference: image.registry.reference().to_string(),
+                        digest: image.digest.to_string(),
+                        media_type: image.media_type,
+                        platform: image.platform,
+                        compressed_size: image.manifest.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add),
+                    }))
+                }
+                Job::Image { source, digest, platform, credentials } => {
+                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
+                    let reference = pinned(reference, Some(&digest))?;
+                    inner.image(reference, &platform, &credentials, &cx, image::disk_size()).await.map(Output::Image)
+                }
+                Job::Kernel { source, .. } => Err(unsupported(&source)),
+            }
+        })
+    }
+}
+
+fn unsupported(source: &Source) -> PullError {
+    PullError::new(Reason::UnsupportedFormat, format!("{source}: this kind of source cannot be used for this yet"))
+}
+
+fn pinned(reference: &str, digest: Option<&str>) -> Result<Reference, PullError> {
+    let bad = |error: crate::reference::ParseError| PullError::new(Reason::BadReference, error.to_string());
+    let mut reference: Reference = reference.parse().map_err(bad)?;
+    if let Some(digest) = digest {
+        reference.digest = Some(digest.parse::<Digest>().map_err(bad)?);
+    }
+    Ok(reference)
+}

@@ -1,0 +1,224 @@
+//! Downloading a blob into its partial file, which others read while it grows.
+//!
+//! The file is the state that a resume needs, across disconnects and restarts: whatever it holds is
+//! hashed first, and the rest is asked for by Range. It is never trusted before its digest holds.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::header::CONTENT_RANGE;
+use reqwest::{Response, StatusCode};
+use tokio_util::sync::CancellationToken;
+
+use super::unreachable;
+use crate::error::{PullError, Reason};
+use crate::pulls::work::Progress;
+use crate::reference::Digest;
+
+const IDLE_TRIES: u32 = 3;
+
+/// What to download, and where to.
+pub struct Blob {
+    /// What its bytes must be.
+    pub digest: Digest,
+    /// Its exact size, when known.
+    pub size: Option<u64>,
+    /// Never more than this.
+    pub most: u64,
+    /// The partial file.
+    pub path: PathBuf,
+}
+
+/// How far a download is; shared by the one who writes and those who read.
+#[derive(Clone)]
+pub struct Growing(Arc<(Mutex<State>, Condvar)>);
+
+#[derive(Default)]
+struct State {
+    available: u64,
+    file: Option<Arc<File>>,
+    end: Option<Result<(), PullError>>,
+}
+
+impl Default for Growing {
+    fn default() -> Self {
+        Growing(Arc::new((Mutex::default(), Condvar::new())))
+    }
+}
+
+impl Growing {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says how it ended. The first word counts.
+    pub fn end(&self, result: Result<(), PullError>) {
+        self.state().end.get_or_insert(result);
+        self.0.1.notify_all();
+    }
+
+    /// The download's error, if it failed.
+    pub fn failure(&self) -> Option<PullError> {
+        self.state().end.clone()?.err()
+    }
+
+    /// The file, once it has begun.
+    pub fn file(&self) -> Option<Arc<File>> {
+        self.state().file.clone()
+    }
+
+    fn advance(&self, file: &Arc<File>, available: u64) {
+        let mut state = self.state();
+        state.file.get_or_insert_with(|| file.clone());
+        state.available = available;
+        self.0.1.notify_all();
+    }
+
+    /// Reads from the start; blocks for bytes that are not there yet. The end of the file is only
+    /// reported when its digest holds.
+    pub fn reader(&self) -> GrowingReader {
+        GrowingReader { growing: self.clone(), at: 0 }
+    }
+}
+
+/// Reads a [`Growing`] file.
+pub struct GrowingReader {
+    growing: Growing,
+    at: u64,
+}
+
+impl Read for GrowingReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let (file, available) = {
+            let mut state = self.growing.state();
+            loop {
+                if let Some(Err(error)) = &state.end {
+                    return Err(io::Error::other(error.clone()));
+                }
+                if state.available > self.at
+                    && let Some(file) = state.file.clone()
+                {
+                    break (file, state.available);
+                }
+                if state.end.is_some() {
+                    return Ok(0);
+                }
+                state = self.growing.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        let most = usize::try_from(available - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let n = file.read_at(&mut buf[..most], self.at)?;
+        if n == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Downloads; `get` starts a transfer at an offset. Writes block, so this runs on a thread that may.
+///
+/// # Errors
+/// Transport errors after a few tries without a byte, wrong size, wrong digest (the file is
+/// removed then), the local disk, cancellation.
+pub async fn download<F>(blob: &Blob, growing: &Growing, progress: &Progress, cancel: &CancellationToken, mut get: impl FnMut(u64) -> F) -> Result<(), PullError>
+where
+    F: Future<Output = Result<Response, PullError>>,
+{
+    let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.digest), &error);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&blob.path).map_err(local)?;
+    let file = Arc::new(file);
+    let most = blob.size.unwrap_or(blob.most);
+    if file.metadata().map_err(local)?.len() > most {
+        file.set_len(0).map_err(local)?;
+    }
+    let mut hasher = blob.digest.hasher();
+    let mut have = 0u64;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let n = file.read_at(&mut buffer, have).map_err(local)?;
+        if n == 0 {
+            break;
+        }
+        if cancel.is_cancelled() {
+            return Err(PullError::cancelled());
+        }
+        hasher.update(&buffer[..n]);
+        have += n as u64;
+        growing.advance(&file, have);
+    }
+    drop(buffer);
+    progress.add_done(have);
+    let resumed = have > 0;
+    growing.advance(&file, have);
+    let mut idle = 0;
+    let too_large = || PullError::new(Reason::TooLarge, format!("{}: the server sends more than the {most} bytes that were announced", blob.digest));
+    'transfer: while blob.size.is_none_or(|size| have < size) {
+        // A file of unknown length that is already whole must not be asked for more.
+        if blob.size.is_none() && hasher.clone().finish() == blob.digest {
+            break;
+        }
+        let before = have;
+        let outcome: Result<(), PullError> = async {
+            let response = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(have) => r? };
+            // A server without Range sends everything again: what is there already is read over.
+            let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { have };
+            if response.status() == StatusCode::PARTIAL_CONTENT {
+                let starts = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
+                if !starts.starts_with(&format!("bytes {have}-")) {
+                    return Err(PullError::new(Reason::Unavailable, format!("{}: the server sent another range than asked for", blob.digest)));
+                }
+            }
+            let mut stream = response.bytes_stream();
+            loop {
+                let chunk = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), c = stream.next() => c };
+                let Some(chunk) = chunk else { return Ok(()) };
+                let chunk = chunk.map_err(|error| unreachable(&blob.digest.to_string(), error))?;
+                let skipped = skip.min(chunk.len() as u64);
+                skip -= skipped;
+                let fresh = &chunk[skipped as usize..];
+                if have + fresh.len() as u64 > most {
+                    return Err(too_large());
+                }
+                (&*file).write_all_at(fresh, have).map_err(local)?;
+                hasher.update(fresh);
+                have += fresh.len() as u64;
+                progress.add_done(fresh.len() as u64);
+                growing.advance(&file, have);
+            }
+        }
+        .await;
+        idle = if have > before { 0 } else { idle + 1 };
+        match outcome {
+            Ok(()) if blob.size.is_none() => break 'transfer,
+            Ok(()) if idle < IDLE_TRIES => {}
+            Ok(()) => return Err(PullError::new(Reason::Unavailable, format!("{}: the server ends it after {have} of {most} bytes", blob.digest))),
+            Err(error) if matches!(error.reason, Reason::Unavailable | Reason::Stalled) && error.kind == PullError::new(error.reason, "").kind && idle < IDLE_TRIES => {
+                tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
+                let pause = Duration::from_millis(200) * (idle + 1);
+                tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
+            }
+            Err(error) => {
+                if error.reason == Reason::TooLarge {
+                    let _ = std::fs::remove_file(&blob.path);
+                }
+                return Err(error);
+            }
+        }
+    }
+    (&*file).flush().map_err(local)?;
+    let actual = hasher.finish();
+    if actual == blob.digest {
+        return Ok(());
+    }
+    std::fs::remove_file(&blob.path).map_err(local)?;
+    if resumed {
+        return Err(PullError::new(Reason::Unavailable, format!("{}: the partial download from before was damaged; it starts again", blob.digest)));
+    }
+    Err(PullError::new(Reason::WrongDigest, format!("{}: the server sent content with the digest {actual}", blob.digest)))
+}
