@@ -98,7 +98,11 @@ pub(crate) fn build(context: &Context, entries: &[Entry]) -> Option<Built> {
         push_root(&mut bytes, &dots, 0, &index, seed);
     } else {
         let parts = index.chunks(IN_NODE);
-        let above: Vec<(u32, u32)> = parts.clone().zip(1..).map(|(part, block)| (part[0].0, block)).collect();
+        let above: Vec<(u32, u32)> = parts
+            .clone()
+            .zip(1..)
+            .map(|(part, block)| (part[0].0, block))
+            .collect();
         push_root(&mut bytes, &dots, 1, &above, seed);
         for part in parts {
             push_node(&mut bytes, part, seed);

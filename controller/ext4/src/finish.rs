@@ -83,15 +83,27 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         block: journal_tree.root,
         ..internal(created)
     };
-    let reserved = [(ROOT_INODE, root), (RESIZE_INODE, resize), (JOURNAL_INODE, journal)];
+    let reserved = [
+        (ROOT_INODE, root),
+        (RESIZE_INODE, resize),
+        (JOURNAL_INODE, journal),
+    ];
     table.finish(&reserved, &mut writer)?;
     for (place, block) in &map.blocks {
         writer.output.write(*place, block)?;
     }
     let journal_block = journal_superblock(&writer.options.uuid);
-    writer.output.write(layout::journal().start, &journal_block)?;
+    writer
+        .output
+        .write(layout::journal().start, &journal_block)?;
 
-    groups::write(&mut writer, layout, inodes, &directories, &journal_tree.root)
+    groups::write(
+        &mut writer,
+        layout,
+        inodes,
+        &directories,
+        &journal_tree.root,
+    )
 }
 
 fn hash_seed(bytes: &[u8; 16]) -> [u32; 4] {
@@ -306,11 +318,7 @@ impl Table {
         Ok(())
     }
 
-    fn finish(
-        mut self,
-        reserved: &[(u32, Record)],
-        writer: &mut Writer,
-    ) -> Result<(), Error> {
+    fn finish(mut self, reserved: &[(u32, Record)], writer: &mut Writer) -> Result<(), Error> {
         self.flush(writer)?;
         for (inode, record) in reserved {
             self.push(*inode, record, writer)?;

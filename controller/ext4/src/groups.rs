@@ -3,9 +3,7 @@
 use crate::checksum::file_system_seed;
 use crate::error::Error;
 use crate::finish::bitmap_sum;
-use crate::layout::{
-    self, BLOCK, BLOCK64, GROUPS_PER_FLEX, INODES_PER_GROUP, Layout,
-};
+use crate::layout::{self, BLOCK, BLOCK64, GROUPS_PER_FLEX, INODES_PER_GROUP, Layout};
 use crate::options::{FreeSpace, Size};
 use crate::summary::Summary;
 use crate::superblock::{GroupFigures, SUPERBLOCK_SIZE, Totals, descriptor, superblock};
@@ -35,7 +33,9 @@ pub(crate) fn choose_layout(writer: &mut Writer, inodes: u32) -> Result<Layout, 
     let last_flex = (chosen.groups() - 1) / GROUPS_PER_FLEX * GROUPS_PER_FLEX;
     let kept = chosen.reserved(last_flex);
     for (planned, kept) in most.reserved(last_flex).into_iter().zip(kept) {
-        writer.allocator.free_unused(kept.end..planned.end.min(cursor));
+        writer
+            .allocator
+            .free_unused(kept.end..planned.end.min(cursor));
     }
     writer.allocator.sort_returned();
     Ok(chosen)
@@ -82,7 +82,10 @@ pub(crate) fn write(
     let mut returned = returned.as_slice();
     for group in 0..layout.groups() {
         let blocks = layout.group(group);
-        while returned.first().is_some_and(|range| range.end <= blocks.start) {
+        while returned
+            .first()
+            .is_some_and(|range| range.end <= blocks.start)
+        {
             returned = &returned[1..];
         }
         let mut figures = GroupFigures {

@@ -92,8 +92,7 @@ impl Layout {
 
     /// Descriptor blocks in use.
     pub(crate) fn descriptor_blocks(&self) -> u32 {
-        self.groups()
-            .div_ceil((BLOCK / DESCRIPTOR_SIZE) as u32)
+        self.groups().div_ceil((BLOCK / DESCRIPTOR_SIZE) as u32)
     }
 
     /// Descriptor blocks reserved for growth.

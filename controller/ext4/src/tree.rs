@@ -184,7 +184,8 @@ impl Tree {
             names: Vec::new(),
         };
         tree.push_directory();
-        tree.nodes.push(Node::new(NodeKind::Directory(0), root, None));
+        tree.nodes
+            .push(Node::new(NodeKind::Directory(0), root, None));
         tree
     }
 

@@ -35,7 +35,12 @@ fn an_empty_tree_is_clean_at_every_kind_of_size() {
 
 #[test]
 fn an_automatic_size_leaves_the_space_that_was_asked_for() {
-    for (percent, bytes, content) in [(0, 0, 0), (50, 0, 300), (0, 1000 * MIB, 10), (10, MIB, 1100)] {
+    for (percent, bytes, content) in [
+        (0, 0, 0),
+        (50, 0, 300),
+        (0, 1000 * MIB, 10),
+        (10, MIB, 1100),
+    ] {
         let (file, mut writer) = image(Size::Auto {
             free: FreeSpace { percent, bytes },
         });
@@ -48,7 +53,10 @@ fn an_automatic_size_leaves_the_space_that_was_asked_for() {
         put(&mut tree, NodeId::ROOT, b"all", Kind::File(all)).unwrap();
         let summary = finish(&file, writer, tree);
         assert!(summary.free >= bytes, "{summary:?}");
-        assert!(summary.free >= content * MIB * u64::from(percent) / 100, "{summary:?}");
+        assert!(
+            summary.free >= content * MIB * u64::from(percent) / 100,
+            "{summary:?}"
+        );
         assert_eq!(summary.size % (128 * MIB), 0);
         assert!(summary.free < bytes.max(content * MIB * u64::from(percent) / 100) + 128 * MIB);
     }
@@ -90,7 +98,10 @@ fn the_geometry_is_the_one_for_life() {
     ] {
         assert!(output.contains(line), "{line} is missing in {output}");
     }
-    assert_eq!(output.matches("Inode table at").count() + output.matches("inode table at").count(), 16);
+    assert_eq!(
+        output.matches("Inode table at").count() + output.matches("inode table at").count(),
+        16
+    );
 }
 
 #[test]
@@ -99,7 +110,9 @@ fn every_superblock_copy_and_descriptor_copy_is_valid() {
     finish(&file, writer, Tree::new(attributes(0o755)));
     let read = |block: u64| {
         let mut bytes = vec![0; 4096];
-        file.as_file().read_exact_at(&mut bytes, block * 4096).unwrap();
+        file.as_file()
+            .read_exact_at(&mut bytes, block * 4096)
+            .unwrap();
         bytes
     };
     let primary = &read(0)[1024..2048];
@@ -124,8 +137,14 @@ fn every_kind_of_inode_keeps_its_attributes() {
         uid: 0x1234_5678,
         gid: 0xfedc_ba98,
         atime: Timestamp { sec: -1, nsec: 1 },
-        mtime: Timestamp { sec: 1 << 32, nsec: 999_999_999 },
-        ctime: Timestamp { sec: 0x7fff_ffff, nsec: 0 },
+        mtime: Timestamp {
+            sec: 1 << 32,
+            nsec: 999_999_999,
+        },
+        ctime: Timestamp {
+            sec: 0x7fff_ffff,
+            nsec: 0,
+        },
         crtime: Timestamp { sec: 0, nsec: 7 },
     };
     let kinds = [
@@ -134,7 +153,13 @@ fn every_kind_of_inode_keeps_its_attributes() {
         (b"fifo", Kind::Fifo),
         (b"socket", Kind::Socket),
         (b"old-device", Kind::CharDevice { major: 5, minor: 1 }),
-        (b"new-device", Kind::BlockDevice { major: 4095, minor: 0xf_ffff }),
+        (
+            b"new-device",
+            Kind::BlockDevice {
+                major: 4095,
+                minor: 0xf_ffff,
+            },
+        ),
         (b"link", Kind::Symlink(b"file".to_vec())),
     ];
     for (name, kind) in kinds {
@@ -175,7 +200,13 @@ fn symlinks_around_the_inline_limit_are_clean() {
     let mut tree = Tree::new(attributes(0o755));
     for length in [1, 58, 59, 60, 61, 3000, 4094, 4095] {
         let name = format!("link-{length}");
-        put(&mut tree, NodeId::ROOT, name.as_bytes(), Kind::Symlink(vec![b't'; length])).unwrap();
+        put(
+            &mut tree,
+            NodeId::ROOT,
+            name.as_bytes(),
+            Kind::Symlink(vec![b't'; length]),
+        )
+        .unwrap();
     }
     finish(&file, writer, tree);
     for length in [59, 60, 4095] {
@@ -192,7 +223,15 @@ fn holes_take_no_space_and_content_survives_around_them() {
     let (file, mut writer) = image(Size::Fixed(256 * MIB));
     let mut content = Vec::new();
     let mut sparse = writer.begin_file().unwrap();
-    for (byte, length) in [(1, 10_000), (0, 1_000_000), (2, 1), (0, 3), (0, 4096 * 5), (3, 70_000), (0, 9000)] {
+    for (byte, length) in [
+        (1, 10_000),
+        (0, 1_000_000),
+        (2, 1),
+        (0, 3),
+        (0, 4096 * 5),
+        (3, 70_000),
+        (0, 9000),
+    ] {
         if byte == 0 && length != 3 {
             sparse.hole(length).unwrap();
         } else {
@@ -212,7 +251,13 @@ fn holes_take_no_space_and_content_survives_around_them() {
     let mut tree = Tree::new(attributes(0o755));
     put(&mut tree, NodeId::ROOT, b"sparse", Kind::File(sparse)).unwrap();
     put(&mut tree, NodeId::ROOT, b"huge", Kind::File(huge)).unwrap();
-    put(&mut tree, NodeId::ROOT, b"zeroes", Kind::File(nothing_but_holes)).unwrap();
+    put(
+        &mut tree,
+        NodeId::ROOT,
+        b"zeroes",
+        Kind::File(nothing_but_holes),
+    )
+    .unwrap();
     finish(&file, writer, tree);
     if let Some(read) = debugfs(file.path(), "cat sparse") {
         assert!(read == content);
@@ -228,7 +273,9 @@ fn a_file_in_thousands_of_pieces_gets_a_deep_extent_tree() {
     let mut pieces = writer.begin_file().unwrap();
     let mut content = Vec::new();
     for piece in 0..6000u32 {
-        let block = [piece.to_le_bytes(), (piece + 1).to_le_bytes()].concat().repeat(512);
+        let block = [piece.to_le_bytes(), (piece + 1).to_le_bytes()]
+            .concat()
+            .repeat(512);
         pieces.write(&block).unwrap();
         content.extend_from_slice(&block);
         pieces.hole(4096).unwrap();
@@ -250,7 +297,9 @@ fn discarded_contents_leave_no_trace_and_their_blocks_hold_metadata() {
     let winner = data(&mut writer, b"winner");
     let unnamed = data(&mut writer, &b"secret without a name ".repeat(100_000));
     let mut dropped = writer.begin_file().unwrap();
-    dropped.write(&b"secret of a broken layer ".repeat(100_000)).unwrap();
+    dropped
+        .write(&b"secret of a broken layer ".repeat(100_000))
+        .unwrap();
     drop(dropped);
     writer.discard(loser).unwrap();
     let mut tree = Tree::new(attributes(0o755));
@@ -279,7 +328,10 @@ fn discarded_contents_leave_no_trace_and_their_blocks_hold_metadata() {
 fn equal_calls_give_equal_bytes() {
     let write = || {
         let (file, mut writer) = image(Size::Auto {
-            free: FreeSpace { percent: 10, bytes: 0 },
+            free: FreeSpace {
+                percent: 10,
+                bytes: 0,
+            },
         });
         let mut tree = Tree::new(attributes(0o755));
         for number in 0..500u32 {
@@ -288,7 +340,13 @@ fn equal_calls_give_equal_bytes() {
                 writer.discard(content).unwrap();
             } else {
                 let name = format!("{number}");
-                put(&mut tree, NodeId::ROOT, name.as_bytes(), Kind::File(content)).unwrap();
+                put(
+                    &mut tree,
+                    NodeId::ROOT,
+                    name.as_bytes(),
+                    Kind::File(content),
+                )
+                .unwrap();
             }
         }
         finish(&file, writer, tree);

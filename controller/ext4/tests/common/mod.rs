@@ -1,5 +1,8 @@
 //! What the tests share: images in temporary files, and the e2fsprogs that judge them.
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    reason = "each test binary uses its own part of this module"
+)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
@@ -8,7 +11,8 @@ use std::process::{Command, Output};
 
 use tempfile::{NamedTempFile, TempDir};
 use vmlet_ext4::{
-    Attributes, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree, Writer,
+    Attributes, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree,
+    Writer,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -43,7 +47,11 @@ pub fn data(writer: &mut Writer, bytes: &[u8]) -> FileData {
 
 /// Adds an inode without xattrs under a name.
 pub fn put(tree: &mut Tree, parent: NodeId, name: &[u8], kind: Kind) -> Result<NodeId, Error> {
-    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    let mode = if kind == Kind::Directory {
+        0o755
+    } else {
+        0o644
+    };
     put_inode(tree, parent, name, kind, attributes(mode), vec![])
 }
 
