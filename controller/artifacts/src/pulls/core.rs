@@ -207,7 +207,7 @@ pub struct Slots {
 enum Phase<V> {
     Queued,
     Running { run: RunId, offer: String, registry: Option<String> },
-    Cancelling { run: RunId },
+    Cancelling,
     /// `failed`: after a failure; otherwise only the registry's wish keeps it back.
     Paused { until: Duration, failed: bool },
     Ready(V),
@@ -310,7 +310,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
                 let queue = &self.lane_ref(key.lane()).queue;
                 View::Queued { position: queue.iter().position(|k| k == key).unwrap_or_default(), before }
             }
-            Phase::Cancelling { .. } => View::Queued { position: 0, before },
+            Phase::Cancelling => View::Queued { position: 0, before },
             Phase::Running { run, .. } => View::Running { run: *run, before },
             Phase::Paused { until, .. } => View::Paused { until: *until, error: before },
             Phase::Ready(value) => View::Ready(value.clone()),
@@ -382,11 +382,11 @@ impl<J: Clone, V: Clone> Core<J, V> {
         }
         match entry.phase {
             Phase::Running { run, .. } => {
-                entry.phase = Phase::Cancelling { run };
+                entry.phase = Phase::Cancelling;
                 effects.push(Effect::Cancel { run });
             }
             // Its run is still alive: the entry stays until `Done`.
-            Phase::Cancelling { .. } => {}
+            Phase::Cancelling => {}
             Phase::Queued | Phase::Paused { .. } | Phase::Ready(_) => self.forget(&key),
         }
     }

@@ -1,1 +1,238 @@
 //! The store: what is published, who uses it, and what was under way.
+//!
+//! ```text
+//! tmp/                    private directories of living pulls; emptied at open
+//! blobs/                  partial and complete blobs, the pipeline's
+//! images/<id>/            a published disk: its file, record.json; 0755, files 0444
+//! kernels/<id>/           a published kernel likewise
+//! intents/<kind>-<id>.json    a pull is under way
+//! access/<kind>-<id>.json     who has shown that the content may be had
+//! pins/<hash>-<kind>.json     who uses what
+//! quarantine/             what was found damaged or foreign, kept for people to look at
+//! access.key              secret of this store, for the hashes in access/
+//! ```
+//!
+//! All methods are synchronous and touch the disk unless they say otherwise: call them from
+//! blocking threads. The lock is held over in-memory work and single renames, never over an fsync.
+
+mod failpoint;
+#[cfg(test)]
+mod faults;
+pub mod files;
+mod open;
+mod pins;
+mod publish;
+pub mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::types::{ArtefactKind, Cached, Interest};
+pub use open::{Found, OpenError};
+pub use publish::Pull;
+use record::{Artefact, PinRecord, Record};
+
+/// Blobs that nobody touched for this long are removed by [`Store::collect`].
+const OLD_BLOB: Duration = Duration::from_secs(24 * 3600);
+
+/// The kind and identity of an artefact.
+pub type Id = (ArtefactKind, String);
+
+/// Handle to an open store; clones share it. One process at a time may have a directory open.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    key: Vec<u8>,
+    index: Mutex<Index>,
+    /// Makes the names of temporaries unique.
+    counter: AtomicU64,
+    /// A pin was lost, so nobody knows what is unused: nothing is collected.
+    pins_lost: bool,
+}
+
+/// What is in memory: the durable state as far as it has been made durable, and pins from the
+/// moment they are decided (so that a collection cannot come between).
+#[derive(Debug, Default)]
+struct Index {
+    artefacts: BTreeMap<Id, Entry>,
+    pins: BTreeMap<(Interest, ArtefactKind), PinRecord>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    artefact: Artefact,
+    allocated: u64,
+    proofs: BTreeSet<String>,
+    last_used: SystemTime,
+}
+
+impl Store {
+    /// The store's secret, for [`Proof::of`](crate::pulls::identity::Proof::of).
+    pub fn key(&self) -> &[u8] {
+        &self.0.key
+    }
+
+    /// Where the pipeline keeps blobs.
+    pub fn blobs(&self) -> PathBuf {
+        self.0.dir.join("blobs")
+    }
+
+    /// A published artefact, if its files are still what its record says. A damaged one is set
+    /// aside (what runs on it keeps its open files) and counts as absent.
+    ///
+    /// # Errors
+    /// When the disk cannot tell.
+    pub fn get(&self, id: &Id) -> io::Result<Option<Artefact>> {
+        let Some((record, artefact)) =
+            self.index().artefacts.get(id).map(|e| (e.record.clone(), e.artefact.clone()))
+        else {
+            return Ok(None);
+        };
+        let dir = self.published(id);
+        match open::check_files(&record, &dir) {
+            Ok(_) => Ok(Some(artefact)),
+            Err(record::RecordError::Io(error)) => Err(error),
+            Err(damage) => {
+                tracing::error!(path = %dir.display(), %damage, "a published artefact is damaged; it is set aside and made anew");
+                let mut index = self.index();
+                index.artefacts.remove(id);
+                self.set_aside(&dir)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether an asker with this proof may have the artefact without asking its registry. In memory.
+    pub fn is_granted(&self, id: &Id, proof: &str) -> bool {
+        let index = self.index();
+        index.artefacts.get(id).is_some_and(|e| {
+            e.proofs.contains(proof) || e.proofs.contains(crate::pulls::identity::ANYBODY)
+        })
+    }
+
+    /// What is published. In memory.
+    pub fn inventory(&self) -> Vec<Cached> {
+        let index = self.index();
+        let cached = |(id, entry): (&Id, &Entry)| Cached {
+            kind: id.0,
+            id: id.1.clone(),
+            digest: entry.record.digest.clone(),
+            source: entry.record.source.clone(),
+            allocated_bytes: entry.allocated,
+            users: index.users(id).cloned().collect(),
+            last_used: entry.last_used,
+        };
+        index.artefacts.iter().map(cached).collect()
+    }
+
+    /// Removes what nobody has pinned and nobody used for `older_than`, and says what. Blobs that
+    /// nobody touched for that long (at least a day) go as well.
+    ///
+    /// # Errors
+    /// Of the disk; what was removed until then stays removed.
+    pub fn collect(&self, older_than: Duration) -> io::Result<Vec<Cached>> {
+        if self.0.pins_lost {
+            tracing::warn!("nothing is collected until the next start: a record of who uses what was unreadable");
+            return Ok(Vec::new());
+        }
+        let now = SystemTime::now();
+        let mut removed = Vec::new();
+        for cached in self.inventory() {
+            let id = (cached.kind, cached.id.clone());
+            let trash = self.temp("trash");
+            {
+                // Pinning takes the same lock: a pin made since the inventory is seen here.
+                let mut index = self.index();
+                let unused = index.users(&id).next().is_none();
+                let old = index.artefacts.get(&id).is_some_and(|e| e.last_used + older_than <= now);
+                if !(unused && old) {
+                    continue;
+                }
+                files::rename(&self.published(&id), &trash)?;
+                index.artefacts.remove(&id);
+            }
+            files::sync_dir(&self.kind_dir(id.0))?;
+            files::remove_file(&self.access(&id))?;
+            files::remove_all(&trash)?;
+            removed.push(cached);
+        }
+        let oldest = now - older_than.max(OLD_BLOB);
+        for entry in std::fs::read_dir(self.blobs())?.flatten() {
+            let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at < oldest);
+            if old {
+                files::remove_all(&entry.path())?;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic while it was held cannot have left it half changed: all changes are single calls.
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kind_dir(&self, kind: ArtefactKind) -> PathBuf {
+        kind_dir(&self.0.dir, kind)
+    }
+
+    fn published(&self, id: &Id) -> PathBuf {
+        self.kind_dir(id.0).join(&id.1)
+    }
+
+    fn access(&self, id: &Id) -> PathBuf {
+        self.0.dir.join("access").join(file_name(id))
+    }
+
+    /// A fresh private path on the store's file system.
+    fn temp(&self, what: &str) -> PathBuf {
+        let n = self.0.counter.fetch_add(1, Ordering::Relaxed);
+        self.0.dir.join("tmp").join(format!("{what}-{}-{n}", std::process::id()))
+    }
+
+    fn set_aside(&self, path: &Path) -> io::Result<()> {
+        set_aside(&self.0.dir, path, self.0.counter.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Index {
+    fn users<'a>(&'a self, id: &'a Id) -> impl Iterator<Item = &'a Interest> {
+        self.pins.values().filter(|p| p.kind == id.0 && p.id == id.1).map(|p| &p.interest)
+    }
+}
+
+fn kind_dir(dir: &Path, kind: ArtefactKind) -> PathBuf {
+    dir.join(match kind {
+        ArtefactKind::Image => "images",
+        ArtefactKind::Kernel => "kernels",
+    })
+}
+
+/// The file name of an artefact's record in `intents/` and `access/`.
+fn file_name((kind, id): &Id) -> String {
+    match kind {
+        ArtefactKind::Image => format!("image-{id}.json"),
+        ArtefactKind::Kernel => format!("kernel-{id}.json"),
+    }
+}
+
+/// Moves something damaged or foreign to the quarantine, under a name that is surely free.
+fn set_aside(dir: &Path, path: &Path, n: u64) -> io::Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let safe: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(80).collect();
+    files::rename(path, &dir.join("quarantine").join(format!("{now}-{n}-{safe}")))
+}
+
+/// Bytes that a file occupies.
+fn allocated(meta: &std::fs::Metadata) -> u64 {
+    meta.blocks() * 512
+}
