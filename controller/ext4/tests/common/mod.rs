@@ -112,21 +112,6 @@ pub fn debugfs(image: &Path, request: &str) -> Option<Vec<u8>> {
     Some(output.stdout)
 }
 
-/// Several requests at once, their answers one behind another.
-pub fn debugfs_script(image: &Path, requests: &[String]) -> Option<String> {
-    let debugfs = tool("debugfs")?;
-    let script = NamedTempFile::new().unwrap();
-    std::fs::write(script.path(), requests.join("\n")).unwrap();
-    let output = Command::new(debugfs)
-        .arg("-f")
-        .arg(script.path())
-        .arg(image)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    Some(text(&output))
-}
-
 /// Everything a program said.
 pub fn text(output: &Output) -> String {
     let both = [&output.stdout[..], &output.stderr[..]].concat();
