@@ -1,0 +1,198 @@
+//! A cgroup per VMM, where there is one to be had: outside the agent's own, so that nothing that ends the
+//! agent's cgroup ends a VM. Its name derives from the uid alone.
+//!
+//! Both generations are known: the single hierarchy of cgroup v2, and v1's memory and pids hierarchies.
+//! Everything here is best effort; a VM without a cgroup runs all the same.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Memory that a VMM may use beyond its guest's: translated code, device models, page tables.
+const HEADROOM: u64 = 512 << 20;
+/// Threads and processes of one VMM.
+const MAX_TASKS: u32 = 1024;
+const PARENT: &str = "vmlet";
+
+/// The hierarchies in which VMMs get cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    root: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Unified,
+    Memory,
+    Pids,
+}
+
+impl Cgroups {
+    /// No cgroups.
+    pub fn none() -> Cgroups {
+        Cgroups::default()
+    }
+
+    /// The hierarchies of this host in which the agent may make cgroups.
+    pub fn find() -> Cgroups {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mut hierarchies = parse_mounts(&mounts);
+        hierarchies.retain(|h| rustix::fs::access(&h.root, rustix::fs::Access::WRITE_OK).is_ok());
+        Cgroups { hierarchies }
+    }
+
+    /// Whether VMMs get cgroups here.
+    pub fn available(&self) -> bool {
+        !self.hierarchies.is_empty()
+    }
+
+    /// Makes the cgroups of one machine and sets its limits: the files to write a process id to.
+    pub fn create(&self, uid: &str, memory_bytes: u64) -> Vec<File> {
+        let mut procs = Vec::new();
+        for hierarchy in &self.hierarchies {
+            match hierarchy.create(uid, memory_bytes) {
+                Ok(file) => procs.push(file),
+                Err(error) => {
+                    tracing::debug!(uid, root = %hierarchy.root.display(), %error, "no cgroup here");
+                }
+            }
+        }
+        procs
+    }
+
+    /// Whether the kernel killed something of this machine for want of memory.
+    pub fn out_of_memory(&self, uid: &str) -> bool {
+        self.hierarchies.iter().any(|hierarchy| {
+            let file = match hierarchy.kind {
+                Kind::Unified => "memory.events",
+                Kind::Memory => "memory.oom_control",
+                Kind::Pids => return false,
+            };
+            let text = std::fs::read_to_string(hierarchy.of(uid).join(file)).unwrap_or_default();
+            oom_kills(&text) > 0
+        })
+    }
+
+    /// Removes the cgroups of one machine. Gone already is success.
+    ///
+    /// # Errors
+    /// A process is still in one.
+    pub fn remove(&self, uid: &str) -> io::Result<()> {
+        let mut result = Ok(());
+        for hierarchy in &self.hierarchies {
+            match std::fs::remove_dir(hierarchy.of(uid)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
+                _ => {}
+            }
+            // The last one takes the parent with it; it is refused while others are there.
+            let _ = std::fs::remove_dir(hierarchy.root.join(PARENT));
+        }
+        result
+    }
+}
+
+impl Hierarchy {
+    fn of(&self, uid: &str) -> PathBuf {
+        self.root.join(PARENT).join(uid)
+    }
+
+    fn create(&self, uid: &str, memory_bytes: u64) -> io::Result<File> {
+        let path = self.of(uid);
+        // Another agent's last machine may take the parent away between the two.
+        for _ in 0..3 {
+            match std::fs::create_dir_all(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
+        let memory = memory_bytes.saturating_add(HEADROOM).to_string();
+        let tasks = MAX_TASKS.to_string();
+        match self.kind {
+            Kind::Unified => {
+                for dir in [self.root.as_path(), &self.root.join(PARENT)] {
+                    for controller in ["+memory", "+pids"] {
+                        let _ = std::fs::write(dir.join("cgroup.subtree_control"), controller);
+                    }
+                }
+                limit(&path, "memory.max", &memory);
+                limit(&path, "pids.max", &tasks);
+            }
+            Kind::Memory => limit(&path, "memory.limit_in_bytes", &memory),
+            Kind::Pids => limit(&path, "pids.max", &tasks),
+        }
+        File::options().write(true).open(path.join("cgroup.procs"))
+    }
+}
+
+// A limit that cannot be set is a controller that is not there.
+fn limit(path: &Path, file: &str, value: &str) {
+    let _ = std::fs::write(path.join(file), value);
+}
+
+fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (root, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+            let has = |name| options.split(',').any(|o| o == name);
+            let kind = match kind {
+                "cgroup2" => Kind::Unified,
+                "cgroup" if has("memory") => Kind::Memory,
+                "cgroup" if has("pids") => Kind::Pids,
+                _ => return None,
+            };
+            Some(Hierarchy { root: PathBuf::from(root), kind })
+        })
+        .collect()
+}
+
+fn oom_kills(text: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_generations_are_found_among_the_mounts() {
+        let mounts = "cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+            cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+            cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\nproc /proc proc rw 0 0\nx\n";
+        let kinds: Vec<Kind> = parse_mounts(mounts).iter().map(|h| h.kind).collect();
+        assert_eq!(kinds, [Kind::Memory, Kind::Unified]);
+    }
+
+    #[test]
+    fn kills_are_counted_in_both_generations_files() {
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), 1);
+        assert_eq!(oom_kills("low 0\noom 2\noom_kill 3\noom_group_kill 0\n"), 3);
+        assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
+    fn a_cgroup_is_made_limited_and_removed() {
+        let groups = Cgroups::find();
+        if !groups.available() {
+            println!("skipped: no cgroup may be made here");
+            return;
+        }
+        let uid = format!("test-{}", std::process::id());
+        assert!(!groups.create(&uid, 1 << 30).is_empty());
+        assert!(!groups.out_of_memory(&uid));
+        groups.remove(&uid).expect("removes");
+        groups.remove(&uid).expect("gone already");
+    }
+}

@@ -1,0 +1,409 @@
+//! The one task that owns a machine.
+//!
+//! ```text
+//!            Run(n), n > last run                     guest ready
+//!  Absent ──────────┐        ┌──────────┐ monitor   ┌─────────────────────┐ no space  ┌────────┐
+//!                   ├──────> │ Starting │ ────────> │ Running{ready: y/n} │ <───────> │ Paused │
+//!  Stopped ─────────┘        └──────────┘           └─────────────────────┘           └────────┘
+//!     ^                        │ Stop/Delete            │        │ Stop/Delete
+//!     │                        v                        │        v
+//!     │       end of VMM  ┌──────────┐  <───────────────┼── (guest asked; one kill at the deadline)
+//!     ├────────────────── │ Stopping │                  │
+//!     │                   └──────────┘                  │ guest ended, panicked, VMM died, too slow
+//!     ├─────────────────────────────────────────────────┘ (termination is recorded, then the VMM quits)
+//!     │
+//!     └── Delete ──> Deleting ──> Deleted (the task ends)
+//!
+//!  adoption: record or command line names a living VMM ──> Unmanageable until its monitor answers,
+//!            then whichever state fits. A monitor that stops answering leads back there: neither
+//!            started again nor thought dead. Stop and Delete work from there by the guest channel
+//!            and by the kill.
+//! ```
+//!
+//! Everything that happens is an [`Happening`]; the loop takes one, changes state, acts on the goal, and
+//! publishes what is to be seen. Calls to the VMM have deadlines and hold up this machine only.
+
+mod end;
+mod monitor;
+mod start;
+mod stop;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use vmlet_init::channel::{Answer, Request};
+
+use crate::channel::{self, ChannelError};
+use crate::console::{ConsoleLog, ConsoleReader};
+use crate::directory::MachineDir;
+use crate::host::Host;
+use crate::life::End;
+use crate::machine::monitor::{Link, LinkEvent};
+use crate::observation::{Observation, Phase, PortStatus, Timing};
+use crate::process::{FoundVmm, Process};
+use crate::qemu::argv::GUEST_ADDRESS;
+use crate::record::{Found, Record, Stage};
+use crate::spec::{Goal, PortForward};
+
+/// How long the guest may take to answer on its control port.
+const ASK: Duration = Duration::from_secs(5);
+/// How often the console is drained while there is output, and when there is none for long.
+const DRAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(16));
+/// How long after a failed deletion, or a full disk, the next attempt is made.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is said of a VMM that was found and has not answered yet.
+pub const ADOPTING: &str = "it is being adopted";
+
+/// Questions from the handle that need the task.
+pub enum Question {
+    /// Drain the console now, and say where the log stands.
+    Console(tokio::sync::oneshot::Sender<ConsoleReader>),
+}
+
+/// One machine, owned by its task.
+pub struct Machine {
+    host: Arc<Host>,
+    uid: String,
+    dir: MachineDir,
+    record: Record,
+    goal: watch::Receiver<Option<Goal>>,
+    seen: watch::Sender<Observation>,
+    questions: mpsc::Receiver<Question>,
+    answers: (mpsc::Sender<Said>, mpsc::Receiver<Said>),
+    process: Option<Process>,
+    link: Link,
+    guest: Guest,
+    ports: Ports,
+    console: ConsoleLog,
+    drain: Drain,
+    /// The step of a start or deletion that is under way without a VMM.
+    busy: Option<Phase>,
+    deleted: bool,
+    /// A start was killed because it took too long.
+    too_slow: Option<End>,
+    /// The latest pause between two attempts to reach the monitor.
+    last_pause: Duration,
+    problem: Option<String>,
+    retry_at: Option<Instant>,
+}
+
+/// What is known of the guest of this run, and not recorded.
+#[derive(Debug, Default)]
+struct Guest {
+    ready: bool,
+    paused: Option<String>,
+    answer: Option<Answer>,
+    /// A reset was seen since the guest was last ready.
+    reset: bool,
+    /// A question is under way.
+    asking: bool,
+    /// The request to shut down was followed.
+    stopping: bool,
+    /// The power button was pressed.
+    powered: bool,
+    ask_again_at: Option<Instant>,
+    /// The deadline of a boot inside a run that has been ready before.
+    reboot_deadline: Option<Instant>,
+    answered_vmm: bool,
+    fresh: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ports {
+    applied: Option<Vec<PortForward>>,
+    status: Vec<PortStatus>,
+}
+
+#[derive(Debug)]
+struct Drain {
+    at: Option<Instant>,
+    pause: Duration,
+}
+
+/// What the guest said to a question.
+struct Said {
+    request: Request,
+    answer: Result<Answer, ChannelError>,
+}
+
+/// Everything that can happen to a machine.
+enum Happening {
+    VmmEnded,
+    GoalChanged,
+    AgentGone,
+    Link(LinkEvent),
+    Said(Box<Said>),
+    Asked(Question),
+    Time,
+}
+
+/// The ends of a machine's task that its handle holds.
+pub struct Wires {
+    /// What is wanted.
+    pub goal: watch::Receiver<Option<Goal>>,
+    /// What is seen.
+    pub seen: watch::Sender<Observation>,
+    /// What is asked.
+    pub questions: mpsc::Receiver<Question>,
+}
+
+impl Machine {
+    /// The machine `uid` as it is found on this host: its record, and the living VMM whose command line
+    /// names it, if there is one. Starts nothing and stops nothing.
+    ///
+    /// # Errors
+    /// Its record cannot be read or set aside.
+    pub fn find(host: Arc<Host>, uid: &str, vmm: Option<FoundVmm>, wires: Wires) -> io::Result<Machine> {
+        let dir = MachineDir::new(&host.config.dir, uid);
+        let mut problem = None;
+        let record = match Record::read(dir.path(), uid)? {
+            Found::Record(record) => *record,
+            Found::None => Record::new(uid),
+            Found::SetAside { path, why } => {
+                let message = format!("its record could not be used and was set aside as {}: {why}", path.display());
+                tracing::error!(uid, "{message}");
+                problem = Some(message);
+                Record::new(uid)
+            }
+        };
+        let mut machine = Machine {
+            console: ConsoleLog::new(dir.clone(), host.config.console_limit),
+            dir,
+            record,
+            goal: wires.goal,
+            seen: wires.seen,
+            questions: wires.questions,
+            answers: mpsc::channel(4),
+            process: None,
+            link: Link::None,
+            guest: Guest::default(),
+            ports: Ports::default(),
+            drain: Drain { at: None, pause: DRAIN.0 },
+            busy: None,
+            deleted: false,
+            too_slow: None,
+            last_pause: Duration::ZERO,
+            problem,
+            retry_at: None,
+            host,
+            uid: uid.to_owned(),
+        };
+        machine.find_process(vmm)?;
+        machine.publish();
+        Ok(machine)
+    }
+
+    /// Runs the machine until it is deleted, or the agent is gone (then a VM runs on).
+    pub async fn run(mut self) {
+        loop {
+            self.act().await;
+            self.publish();
+            if self.deleted {
+                return;
+            }
+            match self.next().await {
+                Happening::AgentGone => return,
+                Happening::GoalChanged => {}
+                Happening::VmmEnded => self.vmm_ended().await,
+                Happening::Link(event) => self.on_link(event).await,
+                Happening::Said(said) => self.on_said(*said).await,
+                Happening::Asked(question) => self.on_question(question).await,
+                Happening::Time => self.on_time().await,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Happening {
+        let deadline = self.next_deadline();
+        let process = self.process.as_ref();
+        tokio::select! {
+            // The end of the VMM first: nothing else matters then. Then what people want, so that a
+            // chatty VMM cannot hold it up.
+            biased;
+            () = async { match process { Some(p) => p.exited().await, None => std::future::pending().await } } => Happening::VmmEnded,
+            changed = self.goal.changed() => match changed {
+                Ok(()) => Happening::GoalChanged,
+                Err(_) => Happening::AgentGone,
+            },
+            Some(question) = self.questions.recv() => Happening::Asked(question),
+            Some(said) = self.answers.1.recv() => Happening::Said(Box::new(said)),
+            event = self.link.event() => Happening::Link(event),
+            () = async { match deadline { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => Happening::Time,
+        }
+    }
+
+    /// Does what the goal asks for in the present state.
+    async fn act(&mut self) {
+        let goal = self.goal.borrow_and_update().clone();
+        match goal {
+            None => {}
+            Some(Goal::Run { run, spec }) => {
+                if self.process.is_some() {
+                    self.advance_stop().await;
+                    self.apply_live(&spec).await;
+                } else if run > self.record.run && self.record.stage == Stage::Idle {
+                    self.start(run, &spec).await;
+                }
+            }
+            Some(Goal::Stop { grace }) => {
+                if self.process.is_some() {
+                    self.begin_stop(grace, false).await;
+                    self.advance_stop().await;
+                }
+            }
+            Some(Goal::Delete { grace }) => {
+                if self.process.is_some() {
+                    self.begin_stop(grace, true).await;
+                    self.advance_stop().await;
+                } else if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+                    self.delete().await;
+                }
+            }
+        }
+    }
+
+    async fn on_time(&mut self) {
+        let now = Instant::now();
+        if self.drain.at.is_some_and(|at| at <= now) {
+            self.drain_console().await;
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.retry().await;
+        }
+        if self.guest.ask_again_at.is_some_and(|at| at <= now) {
+            self.guest.ask_again_at = None;
+            self.greet();
+        }
+        self.check_boot_deadline().await;
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        [
+            self.drain.at,
+            self.retry_at,
+            self.guest.ask_again_at,
+            self.boot_deadline(),
+            self.kill_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    async fn on_question(&mut self, question: Question) {
+        match question {
+            Question::Console(reply) => {
+                self.drain_console().await;
+                let _ = reply.send(self.console.reader());
+            }
+        }
+    }
+
+    /// Asks the guest in a task of its own: the guest may take its time.
+    fn ask(&mut self, request: Request) {
+        if std::mem::replace(&mut self.guest.asking, true) {
+            return;
+        }
+        let (dir, reply) = (self.dir.clone(), self.answers.0.clone());
+        tokio::spawn(async move {
+            let answer = channel::ask(&dir, &request, ASK).await;
+            let _ = reply.send(Said { request, answer }).await;
+        });
+    }
+
+    fn phase(&self) -> Phase {
+        if self.deleted {
+            return Phase::Deleted;
+        }
+        if let Some(phase) = &self.busy {
+            return phase.clone();
+        }
+        let deleting = matches!(*self.goal.borrow(), Some(Goal::Delete { .. }));
+        if self.process.is_none() {
+            return match deleting {
+                true => Phase::Deleting,
+                false if self.dir.exists() => Phase::Stopped,
+                false => Phase::Absent,
+            };
+        }
+        if let Some(message) = self.link.trouble() {
+            return Phase::Unmanageable { message };
+        }
+        if deleting {
+            Phase::Deleting
+        } else if self.record.stop.is_some() {
+            Phase::Stopping
+        } else if let Some(reason) = &self.guest.paused {
+            Phase::Paused { reason: reason.clone() }
+        } else if self.record.ready_at.is_none() {
+            Phase::Starting
+        } else {
+            Phase::Running { guest_ready: self.guest.ready }
+        }
+    }
+
+    /// Publishes what is to be seen, and wakes the agent if it differs.
+    fn publish(&mut self) {
+        let alive = self.process.is_some();
+        let record = &self.record;
+        let answer = self.guest.answer.as_ref();
+        let now = Observation {
+            run: record.run,
+            phase: self.phase(),
+            boot_id: record.guest_boot_id.clone(),
+            reboots: record.reboots,
+            started_at: record.started_at,
+            ready_at: record.ready_at,
+            termination: record.termination.clone(),
+            vmm: record.vmm.clone().map(|mut vmm| {
+                vmm.pid = self.process.as_ref().map(|p| p.id.pid);
+                vmm
+            }),
+            ports: self.ports.status.clone(),
+            addresses: if alive { vec![GUEST_ADDRESS.to_owned()] } else { Vec::new() },
+            disk: record.disk.clone(),
+            init: answer.map(|a| a.init),
+            guest_warnings: answer.map(|a| a.warnings.clone()).unwrap_or_default(),
+            timings: record.timings.clone(),
+            problem: self.problem.clone(),
+        };
+        let changed = self.seen.send_if_modified(|seen| {
+            let differs = *seen != now;
+            if differs {
+                *seen = now;
+            }
+            differs
+        });
+        if changed {
+            self.host.notifier.changed(&self.uid);
+        }
+    }
+
+    fn note(&mut self, step: &str) {
+        self.record.timings.push(Timing { step: step.to_owned(), at: SystemTime::now() });
+    }
+
+    /// Writes the record. A failure is told and stops nothing: a VM is never ended by bookkeeping.
+    fn write_record(&mut self, synced: bool) {
+        if let Err(error) = self.record.write(self.dir.path(), synced) {
+            let message = format!("its record could not be written: {error}");
+            tracing::error!(uid = self.uid, "{message}");
+            self.problem = Some(message);
+        }
+    }
+}
+
+/// The moment of the monotonic clock that is nearest to a time of day.
+fn instant_of(at: SystemTime) -> Instant {
+    let now = Instant::now();
+    match at.duration_since(SystemTime::now()) {
+        Ok(ahead) => now + ahead.min(Duration::from_secs(365 * 86400)),
+        Err(_) => now,
+    }
+}
+
