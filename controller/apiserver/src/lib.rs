@@ -1,1 +1,10 @@
 //! The embedded single-node Kubernetes-style API
+
+mod http;
+pub mod names;
+pub mod patch;
+mod registry;
+pub mod schema;
+pub mod selector;
+mod status;
+mod storage;

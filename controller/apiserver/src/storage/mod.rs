@@ -217,3 +217,6 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     db.set_prepared_statement_cache_capacity(16);
     Ok(db)
 }
+
+#[cfg(test)]
+mod tests;
