@@ -11,7 +11,7 @@ use futures::future::try_join3;
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use vmlet_artifacts::Artifacts;
+use vmlet_artifacts::facade::Artifacts;
 use vmlet_crds::{Image, Kernel};
 
 /// Field manager of everything that is applied here.

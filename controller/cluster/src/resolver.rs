@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::types::{Interest, ResolveWant, Resolved, Source, State};
-use vmlet_artifacts::{Artifacts, docker_config};
+use vmlet_artifacts::docker_config;
+use vmlet_artifacts::facade::Artifacts;
 use vmlet_crds::{GROUP, Image, Kernel, ObjectRef as Reference, PullSecretError, ResolvedSource, VERSION, pull_secret_configs};
 
 use crate::condition::condition;

@@ -22,7 +22,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use vmlet_artifacts::Artifacts;
+use vmlet_artifacts::facade::Artifacts;
 use vmlet_crds::{Image, Kernel, VirtualMachine};
 use vmlet_machines::Machines;
 

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Client, ResourceExt};
 use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
-use vmlet_artifacts::{Artifacts, docker_config};
+use vmlet_artifacts::docker_config;
+use vmlet_artifacts::facade::Artifacts;
 use vmlet_crds::{Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, VirtualMachine, pull_secret_configs};
 
 use crate::memory::{Pin, PinnedSource};
@@ -135,7 +136,7 @@ impl Dereferencer {
         };
         let want = ImageWant { source: source.clone(), digest: digest.clone(), credentials };
         let state = self.artifacts.ensure_image(&interest(uid), want).await;
-        let part = Part::of(&state, &what, |disk: &Arc<ImageDisk>| disk.digest.clone());
+        let part = Part::of(&state, &what, |disk: &ImageDisk| disk.digest.clone());
         let ready = match state {
             State::Ready(disk) => Some(disk),
             _ => None,
@@ -201,7 +202,7 @@ impl Dereferencer {
             modules_path: spec.modules_path,
         };
         let state = self.artifacts.ensure_kernel(&interest(uid), want).await;
-        let part = Part::of(&state, &what, |kernel: &Arc<KernelFiles>| kernel.digest.clone());
+        let part = Part::of(&state, &what, |kernel: &KernelFiles| kernel.digest.clone());
         let ready = match state {
             State::Ready(kernel) => Some(kernel),
             _ => None,

@@ -27,4 +27,4 @@ mod status;
 mod vmnode;
 
 pub use agent::{Agent, AgentConfig, AgentError};
-pub use identity::lock_data_dir;
+pub use identity::{lock_data_dir, lock_holder};

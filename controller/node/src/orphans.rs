@@ -51,8 +51,10 @@ pub async fn sweep(cx: &Context) {
             (true, Some(_)) => {
                 tracing::warn!(uid, "the quarantine of an orphaned machine is over; its disk is removed");
                 cx.machines.apply(&uid, Goal::Delete { grace: GRACE });
-                cx.dereferencer.artifacts.release(&interest(&uid)).await;
-                cx.dereferencer.artifacts.unpin(&interest(&uid)).await;
+                if let Err(error) = cx.dereferencer.artifacts.unpin(&interest(&uid)).await {
+                    tracing::warn!(uid, %error, "pins could not be removed; tried again");
+                    continue;
+                }
                 if let Err(error) = cx.records.remove(&uid) {
                     tracing::warn!(uid, %error, "record could not be removed");
                 }

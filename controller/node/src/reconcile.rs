@@ -64,6 +64,9 @@ pub enum Error {
     /// The agent's own record could not be written.
     #[error("record of the virtual machine: {0}")]
     Record(#[from] std::io::Error),
+    /// What it had pinned could not be let go.
+    #[error("{0}")]
+    Artifacts(#[from] vmlet_artifacts::error::PullError),
     /// A bug: it must not end the agent, nor any other VM.
     #[error("the reconcile panicked")]
     Panicked,
@@ -315,7 +318,7 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
         write_status(vm, uid, status, cx).await?;
         return Ok(Some(Action::requeue(POLL)));
     }
-    cx.dereferencer.artifacts.unpin(&interest(uid)).await;
+    cx.dereferencer.artifacts.unpin(&interest(uid)).await?;
     cx.records.remove(uid)?;
     remove_finalizer(vm, uid, cx).await?;
     forget(uid, cx);

@@ -114,8 +114,9 @@ pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
         let Some(uid) = image.uid() else { continue };
         let who = Interest(format!("eager/{uid}"));
         if !wanted || image.metadata.deletion_timestamp.is_some() {
-            cx.dereferencer.artifacts.release(&who).await;
-            cx.dereferencer.artifacts.unpin(&who).await;
+            if let Err(error) = cx.dereferencer.artifacts.unpin(&who).await {
+                tracing::warn!(image = %image.name_any(), %error, "an image that is no longer eager could not be let go");
+            }
             continue;
         }
         let source = source(&image.spec.source);

@@ -1,14 +1,14 @@
 //! The command line: what `--help` says.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A kubelet for virtual machines: `kubectl apply` a VirtualMachine, and it runs.
 ///
-/// On one machine, `vmlet standalone` brings its own small Kubernetes-style API. On a cluster, `vmlet
-/// agent` runs on each node and `vmlet controller` once.
+/// `vmlet agent` runs on each node, and `vmlet controller` once, against any Kubernetes API that serves
+/// the CRDs that `vmlet crds` prints.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
@@ -35,10 +35,6 @@ pub enum LogFormat {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything on this machine: a small Kubernetes-style API, the resolver, and the agent.
-    ///
-    /// VMs run on when it ends, and are taken up again when it starts.
-    Standalone(Standalone),
     /// Run the agent of one node against a Kubernetes API.
     Agent(Agent),
     /// Run what is decided once per cluster: resolving references and binding VMs.
@@ -80,20 +76,6 @@ pub struct NodeArgs {
     /// Address for /metrics, /livez and /readyz, for example 127.0.0.1:9464. They need no credentials.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
-}
-
-/// Settings of `vmlet standalone`.
-#[derive(Clone, Debug, Args)]
-pub struct Standalone {
-    /// Settings of the node.
-    #[command(flatten)]
-    pub node: NodeArgs,
-    /// Address that the API listens on (TLS, with a bearer token).
-    #[arg(long, default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6440))]
-    pub listen: SocketAddr,
-    /// File to write the kubeconfig to (mode 0600), for `kubectl --kubeconfig`.
-    #[arg(long)]
-    pub write_kubeconfig: Option<PathBuf>,
 }
 
 /// Settings of `vmlet agent`.

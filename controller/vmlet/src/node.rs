@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use vmlet_artifacts::Artifacts;
+use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::pipeline::Pipeline;
 use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest};
-use vmlet_machines::Machines;
+use vmlet_machines::{HostFacts, Level, Machines};
 use vmlet_node::agent::{NodeCondition, NodeFacts};
 use vmlet_node::metrics::Metrics;
 use vmlet_node::{Agent, AgentConfig};
@@ -73,7 +74,8 @@ async fn open_artifacts(dir: &Path, import_dir: Option<&Path>, parallel: usize) 
     config.import_dir = import_dir.map(Path::to_path_buf);
     config.max_parallel_pulls = parallel;
     let (wake, mut woken) = mpsc::channel::<Interest>(WAKES);
-    let artifacts = Artifacts::open(config, wake).await.with_context(|| format!("images and kernels below {}", dir.display()))?;
+    let pipeline = Pipeline::new(&config)?;
+    let artifacts = Artifacts::open_with(&config, Arc::new(pipeline), wake).await.with_context(|| format!("images and kernels below {}", dir.display()))?;
     let (vm_tx, vms) = mpsc::channel(WAKES);
     let (image_tx, images) = mpsc::channel(WAKES);
     let (kernel_tx, kernels) = mpsc::channel(WAKES);
@@ -113,7 +115,7 @@ pub async fn run_agent(
     if let Some(listen) = args.admin_listen {
         crate::admin::serve(listen, metrics.clone(), Arc::clone(&ready), shutdown.clone()).await?;
     }
-    let config = AgentConfig { data_dir: args.data_dir.clone(), node: name.clone(), facts: facts(args, &name, namespace) };
+    let config = AgentConfig { data_dir: args.data_dir.clone(), node: name.clone(), facts: facts(args, &name, namespace, machines.facts()) };
     let agent = Agent::new(client, config, artifacts, machines, metrics)?;
     agent.run(vms, machine_wakes, shutdown, || {
         ready.store(true, Ordering::Release);
@@ -155,12 +157,11 @@ fn node_name(args: &NodeArgs) -> Result<String> {
     Ok(name)
 }
 
-fn facts(args: &NodeArgs, name: &str, namespace: &str) -> NodeFacts {
+fn facts(args: &NodeArgs, name: &str, namespace: &str, host: &HostFacts) -> NodeFacts {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory_bytes = rustix::system::sysinfo();
     let memory_bytes = (memory_bytes.totalram as u64).saturating_mul(u64::from(memory_bytes.mem_unit));
     let allocatable_bytes = args.vm_memory_mib.map_or(memory_bytes.saturating_sub(RESERVED_MEMORY), |mib| mib << 20);
-    let host = vmlet_machines::probe::host();
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -176,8 +177,30 @@ fn facts(args: &NodeArgs, name: &str, namespace: &str) -> NodeFacts {
         cpus,
         memory_bytes,
         allocatable_bytes,
-        vmms: host.vmms(),
-        accelerator: host.accelerator(),
-        conditions: host.conditions().into_iter().map(|(type_, holds, reason, message)| NodeCondition { type_, holds, reason, message }).collect(),
+        vmms: host.qemu.iter().map(|qemu| ("QEMU".to_owned(), qemu.version.clone())).collect(),
+        accelerator: host.accelerator.as_ref().map(|a| a.to_string().to_uppercase()).unwrap_or_default(),
+        conditions: conditions(host),
     }
+}
+
+/// Ready, and one condition for each finding.
+fn conditions(host: &HostFacts) -> Vec<NodeCondition> {
+    let message = |finding: &vmlet_machines::Finding| match &finding.remedy {
+        Some(remedy) => format!("{}: {remedy}", finding.message),
+        None => finding.message.clone(),
+    };
+    let failures: Vec<String> = host.findings.iter().filter(|f| f.level == Level::Failure).map(message).collect();
+    let ready = NodeCondition {
+        type_: "Ready".to_owned(),
+        holds: failures.is_empty(),
+        reason: if failures.is_empty() { "AgentReady" } else { "HostNotReady" }.to_owned(),
+        message: failures.join("; "),
+    };
+    let findings = host.findings.iter().map(|finding| NodeCondition {
+        type_: format!("{}Usable", finding.name),
+        holds: finding.level == Level::Ok,
+        reason: if finding.level == Level::Ok { "Found" } else { "NotUsable" }.to_owned(),
+        message: message(finding),
+    });
+    std::iter::once(ready).chain(findings).collect()
 }

@@ -25,7 +25,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("the async runtime")?;
     runtime.block_on(async {
         match cli.command {
-            Command::Standalone(args) => crate::standalone::run(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
             Command::Agent(args) => crate::node::agent(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
             Command::Controller(args) => crate::node::controller(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
             Command::Crds => crds(),

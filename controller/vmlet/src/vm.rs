@@ -28,7 +28,7 @@ async fn get(args: &VmArgs) -> Result<VirtualMachine> {
 pub async fn logs(args: Logs) -> Result<()> {
     let vm = get(&args.vm).await?;
     let uid = vm.uid().unwrap_or_default();
-    let files = vmlet_machines::console_files(&args.data_dir.join("machines"), &uid);
+    let files = vmlet_machines::console_files_below(&args.data_dir.join("machines"), &uid);
     let mut out = std::io::stdout();
     let mut printed = false;
     let mut current: Option<File> = None;
