@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, mpsc};
 
 use crate::error::{PullError, Reason};
+use crate::pipeline::Pipeline;
 use crate::pulls::body::{Task, Value, body};
 use crate::pulls::core::{Asker, FIRST_PAUSE, Key, LONGEST_PAUSE, Offer, Slot, Slots};
 use crate::pulls::identity::{Proof, hash, image_id, is_digest, kernel_id, registry_of, source_id};
@@ -60,6 +61,15 @@ struct Want {
 }
 
 impl Artifacts {
+    /// Opens the store in `config.dir` with vmlet's own pipeline; see [`Artifacts::open_with`].
+    ///
+    /// # Errors
+    /// When the directory cannot be used or the pipeline cannot start.
+    pub async fn open(config: Config, wake: mpsc::Sender<Interest>) -> Result<Artifacts, OpenError> {
+        let pipeline = Pipeline::new(&config).map_err(|error| OpenError::Pipeline(error.to_string()))?;
+        Artifacts::open_with(&config, Arc::new(pipeline), wake).await
+    }
+
     /// Opens the store in `config.dir` with the given pipeline and sweeps what the last process left.
     /// The caller holds the lock that keeps other processes out of the data directory.
     ///

@@ -1,0 +1,327 @@
+//! The pure core of keyed pulls against its invariants (named as in `pulls::core`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use vmlet_artifacts::error::{PullError, Reason};
+use vmlet_artifacts::pulls::core::*;
+use vmlet_artifacts::types::Interest;
+
+type TestCore = Core<String, u32>;
+
+const SLOTS: Slots = Slots { resolves: 1, pulls: 2 };
+
+fn key(n: u8) -> Key {
+    let name = n.to_string();
+    match n % 4 {
+        0 => Key::Resolve(name),
+        3 => Key::Kernel(name),
+        _ => Key::Image(name),
+    }
+}
+
+fn asker(n: u8, key: &Key) -> Asker {
+    let slot = if key.keeps_result() { Slot::Resolve } else { Slot::Image };
+    Asker { interest: Interest(format!("uid{n}")), slot }
+}
+
+fn offer(n: u8) -> Offer<String> {
+    Offer { id: format!("offer{n}"), registry: Some(format!("registry{}", n % 2)), job: format!("job{n}") }
+}
+
+fn ensure(who: u8, what: u8, how: u8) -> Input<String, u32> {
+    let key = key(what);
+    Input::Ensure { asker: asker(who, &key), key, offer: offer(how) }
+}
+
+fn starts(effects: &[Effect<String>]) -> Vec<(RunId, String)> {
+    let start = |e: &Effect<String>| match e {
+        Effect::Start { run, job, .. } => Some((*run, job.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(start).collect()
+}
+
+fn wakes(effects: &[Effect<String>]) -> Vec<String> {
+    let wake = |e: &Effect<String>| match e {
+        Effect::Wake { interest } => Some(interest.0.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(wake).collect()
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn err(reason: Reason) -> Result<u32, PullError> {
+    Err(PullError::new(reason, "scripted"))
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Ensure(u8, u8, u8),
+    Release(u8),
+    Done(u8, u8),
+    Later(u16),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0..6u8, 0..6u8, 0..3u8).prop_map(|(a, k, o)| Op::Ensure(a, k, o)),
+        2 => (0..6u8).prop_map(Op::Release),
+        3 => (any::<u8>(), 0..6u8).prop_map(|(r, o)| Op::Done(r, o)),
+        1 => (0..400u16).prop_map(Op::Later),
+    ]
+}
+
+/// What an onlooker knows: who wants what, and which runs are alive.
+#[derive(Default)]
+struct Model {
+    wants: BTreeMap<Asker, Key>,
+    runs: BTreeMap<RunId, (Key, bool)>,
+    alarm: Option<Duration>,
+}
+
+impl Model {
+    fn wanting(&self, key: &Key) -> BTreeSet<String> {
+        self.wants.iter().filter(|(_, k)| *k == key).map(|(a, _)| a.interest.0.clone()).collect()
+    }
+
+    fn see(&mut self, effects: &[Effect<String>]) {
+        for effect in effects {
+            match effect {
+                Effect::Start { run, key, .. } => {
+                    assert!(self.runs.values().all(|(k, _)| k != key), "S1: two runs of {key:?}");
+                    assert!(!self.wanting(key).is_empty(), "started for nobody: {key:?}");
+                    self.runs.insert(*run, (key.clone(), false));
+                    let alive = self.runs.values().filter(|(k, _)| k.lane() == key.lane()).count();
+                    let slots = if key.lane() == Lane::Resolve { SLOTS.resolves } else { SLOTS.pulls };
+                    assert!(alive <= slots, "S4: {alive} runs in {slots} slots");
+                }
+                Effect::Cancel { run } => {
+                    let (key, cancelled) = self.runs[run].clone();
+                    assert!(!cancelled, "cancelled twice");
+                    assert!(self.wanting(&key).is_empty(), "L5: {key:?} is still wanted");
+                    self.runs.insert(*run, (key, true));
+                }
+                Effect::Arm { at } => self.alarm = *at,
+                Effect::Wake { .. } => {}
+            }
+        }
+    }
+
+    fn check(&self, core: &TestCore, now: Duration) {
+        let mut known: BTreeSet<&Key> = self.wants.values().collect();
+        known.extend(self.runs.values().map(|(k, _)| k));
+        assert_eq!(core.len(), known.len(), "S7: entries that nobody wants");
+        for (key, cancelled) in self.runs.values() {
+            assert!(*cancelled || !self.wanting(key).is_empty(), "L4: a run that nobody wants is not cancelled");
+        }
+        let mut earliest = None;
+        for key in self.wants.values() {
+            let alive = self.runs.values().any(|(k, _)| k == key);
+            match core.view(key).expect("a wanted key is known") {
+                View::Queued { .. } if !alive => {
+                    let busy = self.runs.values().filter(|(k, _)| k.lane() == key.lane()).count();
+                    let slots = if key.lane() == Lane::Resolve { SLOTS.resolves } else { SLOTS.pulls };
+                    assert_eq!(busy, slots, "S5: {key:?} waits beside a free slot");
+                }
+                View::Paused { until, .. } => earliest = Some(earliest.map_or(until, |e: Duration| e.min(until))),
+                View::Running { .. } => assert!(alive),
+                _ => {}
+            }
+        }
+        assert_eq!(self.alarm, earliest, "L2: the alarm stands at the earliest pause's end (now {now:?})");
+    }
+
+    fn done(&mut self, core: &mut TestCore, now: Duration, run: RunId, result: Result<u32, PullError>) {
+        let (key, cancelled) = self.runs.remove(&run).expect("alive");
+        let waiting = self.wanting(&key);
+        let failed = result.clone().err();
+        let effects = core.handle(now, Input::Done { run, result });
+        let woken = wakes(&effects);
+        let unique: BTreeSet<String> = woken.iter().cloned().collect();
+        assert_eq!(woken.len(), unique.len(), "L6: somebody was woken twice");
+        let next_offer = failed.is_some_and(|e| e.reason.depends_on_asker()) && woken.is_empty();
+        if cancelled {
+            assert!(woken.is_empty(), "S6: the result of a cancelled run was told");
+        } else if !next_offer {
+            assert_eq!(unique, waiting, "L1: all who wait are told");
+        }
+        if core.view(&key).is_none() {
+            self.wants.retain(|_, k| *k != key);
+        }
+        self.see(&effects);
+    }
+}
+
+fn outcome(n: u8) -> Result<u32, PullError> {
+    match n {
+        0 | 1 => Ok(7),
+        2 => err(Reason::Unavailable),
+        3 => err(Reason::Unauthorized),
+        4 => err(Reason::Internal),
+        _ => Err(PullError::retry_after(Reason::RateLimited, "scripted", secs(60))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn every_invariant_holds_after_every_input(ops in prop::collection::vec(op(), 1..80), seed: u64) {
+        let mut core = TestCore::new(SLOTS, seed);
+        let mut model = Model::default();
+        let mut now = Duration::ZERO;
+        for op in ops {
+            match op {
+                Op::Ensure(who, what, how) => {
+                    let key = key(what);
+                    model.wants.insert(asker(who, &key), key.clone());
+                    let effects = core.handle(now, ensure(who, what, how));
+                    model.see(&effects);
+                }
+                Op::Release(who) => {
+                    let interest = Interest(format!("uid{who}"));
+                    model.wants.retain(|a, _| a.interest != interest);
+                    let effects = core.handle(now, Input::Release { interest, slot: None });
+                    model.see(&effects);
+                }
+                Op::Done(nth, how) => {
+                    if let Some(run) = model.runs.keys().nth(nth as usize % model.runs.len().max(1)).copied() {
+                        model.done(&mut core, now, run, outcome(how));
+                    }
+                }
+                Op::Later(by) => {
+                    now += secs(u64::from(by));
+                    if model.alarm.is_some_and(|at| at <= now) {
+                        let effects = core.handle(now, Input::Timer);
+                        model.see(&effects);
+                    }
+                }
+            }
+            model.check(&core, now);
+        }
+        // L1, L3, L7: when all work succeeds from here on, everybody gets a result.
+        for _ in 0..200 {
+            if let Some(at) = model.alarm {
+                now = now.max(at);
+                let effects = core.handle(now, Input::Timer);
+                model.see(&effects);
+            }
+            for run in model.runs.keys().copied().collect::<Vec<_>>() {
+                model.done(&mut core, now, run, Ok(1));
+            }
+            model.check(&core, now);
+        }
+        for key in model.wants.values() {
+            let ready = matches!(core.view(key), Some(View::Ready(_)));
+            prop_assert!(ready, "L1: {key:?} never became ready: {:?}", core.view(key));
+        }
+        // L8.
+        let effects = core.handle(now, Input::Shutdown);
+        prop_assert!(starts(&effects).is_empty() && core.is_empty() && core.is_idle());
+        prop_assert!(core.handle(now, ensure(0, 0, 0)).is_empty());
+    }
+}
+
+#[test]
+fn twenty_askers_share_one_run_and_are_each_told_once() {
+    let mut core = TestCore::new(SLOTS, 0);
+    let started: usize = (0..20).map(|n| starts(&core.handle(secs(0), ensure(n, 1, 0))).len()).sum();
+    assert_eq!(started, 1);
+    let effects = core.handle(secs(1), Input::Done { run: RunId(1), result: Ok(1) });
+    assert_eq!(wakes(&effects).len(), 20);
+    assert!(core.is_empty(), "S7");
+}
+
+#[test]
+fn when_the_leaders_credentials_are_refused_the_next_askers_are_tried_before_anybody_fails() {
+    let mut core = TestCore::new(SLOTS, 0);
+    for n in 0..3 {
+        core.handle(secs(0), ensure(n, 1, n));
+    }
+    let effects = core.handle(secs(1), Input::Done { run: RunId(1), result: err(Reason::Unauthorized) });
+    assert_eq!(starts(&effects), [(RunId(2), "job1".to_string())]);
+    assert!(wakes(&effects).is_empty());
+    let effects = core.handle(secs(1), Input::Done { run: RunId(2), result: err(Reason::Unauthorized) });
+    assert_eq!(starts(&effects), [(RunId(3), "job2".to_string())]);
+    let effects = core.handle(secs(1), Input::Done { run: RunId(3), result: err(Reason::Unauthorized) });
+    assert_eq!(wakes(&effects).len(), 3, "all were refused: all are told");
+    // A newcomer with credentials of its own does not wait for the slow back-off; one with known bad ones does.
+    assert!(starts(&core.handle(secs(2), ensure(4, 1, 0))).is_empty());
+    assert_eq!(starts(&core.handle(secs(2), ensure(5, 1, 9))).len(), 1);
+}
+
+#[test]
+fn pauses_double_from_10_to_300_seconds_and_success_resets_them() {
+    let mut core = TestCore::new(SLOTS, 42);
+    let mut now = secs(0);
+    core.handle(now, ensure(0, 1, 0));
+    let mut run = 1;
+    for expected in [10, 20, 40, 80, 160, 300, 300] {
+        core.handle(now, Input::Done { run: RunId(run), result: err(Reason::Unavailable) });
+        let Some(View::Paused { until, .. }) = core.view(&key(1)) else { panic!("not paused") };
+        let pause = (until - now).as_secs_f64();
+        assert!((0.9 * f64::from(expected)..=1.1 * f64::from(expected)).contains(&pause), "{expected}: {pause}");
+        now = until;
+        run += 1;
+        assert_eq!(starts(&core.handle(now, Input::Timer)).len(), 1);
+    }
+    // The same asker with a changed want starts afresh at once.
+    core.handle(now, Input::Done { run: RunId(run), result: err(Reason::Unavailable) });
+    assert_eq!(starts(&core.handle(now, ensure(0, 1, 1))).len(), 1);
+    core.handle(now, Input::Done { run: RunId(run + 1), result: err(Reason::Unavailable) });
+    let Some(View::Paused { until, .. }) = core.view(&key(1)) else { panic!("not paused") };
+    assert!(until - now <= secs(11));
+}
+
+#[test]
+fn a_terminal_error_backs_off_slowly_from_the_first_time() {
+    let mut core = TestCore::new(SLOTS, 0);
+    core.handle(secs(0), ensure(0, 1, 0));
+    core.handle(secs(0), Input::Done { run: RunId(1), result: err(Reason::WrongDigest) });
+    let Some(View::Paused { until, error: Some(error) }) = core.view(&key(1)) else { panic!("not failed") };
+    assert!(until >= secs(270) && error.is_terminal());
+}
+
+#[test]
+fn a_retry_after_holds_for_the_whole_registry_and_for_no_other() {
+    let mut core = TestCore::new(SLOTS, 0);
+    core.handle(secs(0), ensure(0, 1, 0));
+    let limited = Err(PullError::retry_after(Reason::RateLimited, "slow down", secs(120)));
+    core.handle(secs(0), Input::Done { run: RunId(1), result: limited });
+    assert!(starts(&core.handle(secs(1), ensure(1, 2, 2))).is_empty(), "offers 0 and 2 share a registry");
+    assert!(matches!(core.view(&key(2)), Some(View::Paused { until, error: None }) if until == secs(120)));
+    assert_eq!(starts(&core.handle(secs(1), ensure(2, 5, 1))).len(), 1);
+    // An absurd value is capped.
+    let mut core = TestCore::new(SLOTS, 0);
+    core.handle(secs(0), ensure(0, 1, 0));
+    let absurd = Err(PullError::retry_after(Reason::RateLimited, "never", secs(1_000_000_000)));
+    core.handle(secs(0), Input::Done { run: RunId(1), result: absurd });
+    assert!(matches!(core.view(&key(1)), Some(View::Paused { until, .. }) if until == LONGEST_RETRY_AFTER));
+}
+
+#[test]
+fn slots_go_to_keys_in_the_order_of_their_arrival() {
+    let mut core = TestCore::new(Slots { resolves: 1, pulls: 1 }, 0);
+    let keys = [1u8, 2, 3, 5];
+    let mut order = Vec::new();
+    for (n, k) in keys.iter().enumerate() {
+        order.extend(starts(&core.handle(secs(0), ensure(n as u8, *k, n as u8))));
+    }
+    for run in 1..=4 {
+        order.extend(starts(&core.handle(secs(1), Input::Done { run: RunId(run), result: Ok(1) })));
+    }
+    let jobs: Vec<&str> = order.iter().map(|(_, job)| job.as_str()).collect();
+    assert_eq!(jobs, ["job0", "job1", "job2", "job3"]);
+}
+
+#[test]
+fn a_late_done_of_an_unknown_run_changes_nothing() {
+    let mut core = TestCore::new(SLOTS, 0);
+    core.handle(secs(0), ensure(0, 1, 0));
+    assert!(core.handle(secs(0), Input::Done { run: RunId(99), result: Ok(1) }).is_empty());
+    assert!(matches!(core.view(&key(1)), Some(View::Running { run: RunId(1), .. })));
+}
