@@ -24,7 +24,7 @@ mod spec;
 
 pub use console::ConsoleChunk;
 pub use host::Config;
-pub use machines::{Machines, OpenError};
+pub use machines::{Machines, OpenError, console_files};
 pub use observation::{
     DiskInfo, Observation, Phase, PortStatus, Termination, TerminationReason, Timing, VmmInfo,
 };

@@ -165,11 +165,7 @@ impl Machines {
 
     /// The files of a machine's console log, newest first. They are rotated by renaming.
     pub fn console_files(&self, uid: &str) -> Option<[PathBuf; 2]> {
-        if !is_uid(uid) {
-            return None;
-        }
-        let dir = MachineDir::new(&self.inner.host.config.dir, uid);
-        Some([dir.file(crate::console::LOG), dir.file(crate::console::PREVIOUS)])
+        console_files(&self.inner.host.config.dir, uid)
     }
 
     /// What was found on this host when this was opened.
@@ -237,4 +233,14 @@ fn unusable(error: &io::Error) -> Handle {
         phase: Phase::Unmanageable { message: format!("what is kept of it cannot be read: {error}") },
         ..Observation::default()
     })
+}
+
+/// The files of a machine's console log below a directory of machines, newest first, for a process that is
+/// not their agent. None: this is no uid.
+pub fn console_files(machines: &std::path::Path, uid: &str) -> Option<[PathBuf; 2]> {
+    if !is_uid(uid) {
+        return None;
+    }
+    let dir = MachineDir::new(machines, uid);
+    Some([dir.file(crate::console::LOG), dir.file(crate::console::PREVIOUS)])
 }

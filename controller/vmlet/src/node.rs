@@ -178,7 +178,7 @@ fn facts(args: &NodeArgs, name: &str, namespace: &str, host: &HostFacts) -> Node
         memory_bytes,
         allocatable_bytes,
         vmms: host.qemu.iter().map(|qemu| ("QEMU".to_owned(), qemu.version.clone())).collect(),
-        accelerator: host.accelerator.as_ref().map(|a| a.to_string().to_uppercase()).unwrap_or_default(),
+        accelerator: host.accelerator.as_ref().map(|a| a.as_str().to_uppercase()).unwrap_or_default(),
         conditions: conditions(host),
     }
 }

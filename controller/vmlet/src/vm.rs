@@ -28,7 +28,10 @@ async fn get(args: &VmArgs) -> Result<VirtualMachine> {
 pub async fn logs(args: Logs) -> Result<()> {
     let vm = get(&args.vm).await?;
     let uid = vm.uid().unwrap_or_default();
-    let files = vmlet_machines::console_files_below(&args.data_dir.join("machines"), &uid);
+    let Some([newest, previous]) = vmlet_machines::console_files(&args.data_dir.join("machines"), &uid) else {
+        bail!("\"{}\" has the uid {uid:?}, which no machine can have", args.vm.vm);
+    };
+    let files = [previous, newest];
     let mut out = std::io::stdout();
     let mut printed = false;
     let mut current: Option<File> = None;
