@@ -148,7 +148,7 @@ impl Default for Memory {
 pub struct RootDisk {
     /// Size of the disk, for example 10Gi; at most 1Ti. The file system in it grows at the next start.
     /// Defaults to the size of the image's disk; a smaller size than that is refused by the condition DiskReady.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_quantity")]
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('1Ti')) <= 0").message("must be at least 1Mi and at most 1Ti"))]
     pub size: Option<Quantity>,
