@@ -26,7 +26,15 @@ impl DiskStore {
     /// # Errors
     /// A tree that ext4 cannot hold, or a failing disk.
     pub fn finish(self, tree: Tree<FileData>) -> Result<Summary, StoreError> {
-        let tree = to_ext4(tree, ROOT)?;
+        self.finish_below(tree, ROOT)
+    }
+
+    /// The same for what is below the directory `top` only, which becomes the root.
+    ///
+    /// # Errors
+    /// A tree that ext4 cannot hold, or a failing disk.
+    pub fn finish_below(self, tree: Tree<FileData>, top: NodeId) -> Result<Summary, StoreError> {
+        let tree = to_ext4(tree, top)?;
         Ok(self.writer.finish(tree)?)
     }
 }

@@ -6,15 +6,21 @@ use super::{LayerError, show};
 /// What a PAX header overrides for the member that follows it.
 #[derive(Debug, Default)]
 pub struct Pax {
+    /// The path.
     pub path: Option<Vec<u8>>,
+    /// What a link names.
     pub link: Option<Vec<u8>>,
+    /// Size in bytes.
     pub size: Option<u64>,
+    /// Owner.
     pub uid: Option<u64>,
+    /// Group.
     pub gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub mtime: Option<(i64, u32)>,
     /// In the order of their first appearance; the last value of a name wins.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// How a sparse file is laid out.
     pub sparse: PaxSparse,
 }
 

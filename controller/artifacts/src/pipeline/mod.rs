@@ -1,11 +1,15 @@
 //! The pipeline: from a source to files in a private directory.
 
+mod disk;
 mod failure;
 mod fetch;
+mod file;
 mod image;
+mod kernel;
 
 use std::path::PathBuf;
 
+pub use file::{FileBuild, build_image_file};
 use futures::future::BoxFuture;
 use reqwest::Client;
 
@@ -17,6 +21,8 @@ use crate::types::{Config, Limits, Resolved, Source};
 
 /// Changes whenever equal layers would give other bytes than before.
 const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
+/// The same for kernels.
+const KERNEL_LAYOUT: &str = "ext4-1;kernel-1";
 
 /// Does the jobs of the keyed pulls.
 pub struct Pipeline(std::sync::Arc<Inner>);
@@ -51,7 +57,7 @@ impl Work for Pipeline {
     }
 
     fn kernel_layout(&self) -> String {
-        LAYOUT.into()
+        KERNEL_LAYOUT.into()
     }
 
     fn run(&self, job: Job, cx: WorkContext) -> BoxFuture<'static, Result<Output, PullError>> {
@@ -77,9 +83,13 @@ impl Work for Pipeline {
                 Job::Image { source, digest, platform, credentials } => {
                     let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
                     let reference = pinned(reference, Some(&digest))?;
-                    inner.image(reference, &platform, &credentials, &cx, image::disk_size()).await.map(Output::Image)
+                    inner.image(reference, &platform, &credentials, &cx, disk::base_size()).await.map(|(_, image)| Output::Image(image))
                 }
-                Job::Kernel { source, .. } => Err(unsupported(&source)),
+                Job::Kernel { source, digest, platform, credentials, paths } => {
+                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
+                    let reference = pinned(reference, Some(&digest))?;
+                    inner.kernel(reference, &platform, &credentials, &paths, &cx).await.map(Output::Kernel)
+                }
             }
         })
     }

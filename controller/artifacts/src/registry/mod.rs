@@ -1,6 +1,6 @@
 //! A small client for OCI registries (distribution-spec) and plain http(s) files.
 //!
-//! Our own, because `oci-client` reads manifests and errors of any size into memory, sends Basic
+//! Our own, because the `oci-client` crate reads manifests and errors of any size into memory, sends Basic
 //! credentials to whatever realm a registry names, and lets redirects be followed unseen.
 //! Here: bodies are bounded, credentials go to the configured registry and token servers of its own
 //! domain only, redirects never carry them, keep https, and never lead to link-local or (from
@@ -52,6 +52,9 @@ pub struct Fetched {
 
 /// A client with our bounds, for [`Registry`] and plain downloads.
 pub fn http_client(limits: &Limits) -> Result<Client, PullError> {
+    // reqwest comes without cryptography of its own and takes the process's. Where the program has
+    // chosen none yet, this is the choice; losing that race to somebody else is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(concat!("vmlet/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())

@@ -1,0 +1,243 @@
+//! vmlet's kernel artefact: a kernel file and its modules, as two zstd blobs.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde::Deserialize;
+use vmlet_ext4::{FreeSpace, Size, Writer};
+
+use super::{Inner, disk, failure};
+use crate::error::{PullError, Reason};
+use crate::layers::apply::read_layer;
+use crate::layers::decode::decoder;
+use crate::layers::disk::DiskStore;
+use crate::layers::merge::{Layer, RecordKind, Tree};
+use crate::layers::{LayerError, show};
+use crate::pulls::work::{BuiltKernel, KernelPaths, WorkContext};
+use crate::reference::Reference;
+use crate::registry::blob::Growing;
+use crate::registry::manifest::{Descriptor, Manifest};
+use crate::types::{BootFormat, Credential, Limits};
+
+/// `artifactType` of the manifest.
+pub const ARTIFACT: &str = "application/vnd.vmlet.kernel.v1";
+const CONFIG: &str = "application/vnd.vmlet.kernel.config.v1+json";
+const IMAGE: &str = "application/vnd.vmlet.kernel.image.v1+zstd";
+const MODULES: &str = "application/vnd.vmlet.kernel.modules.v1.tar+zstd";
+
+const KERNEL: &str = "kernel";
+const MODULES_TAR: &str = "modules.tar";
+const MODULES_DISK: &str = "modules.ext4";
+/// A vmlinux without debug information has some 50 MiB.
+const MOST_KERNEL: u64 = 1 << 30;
+
+/// The artefact's configuration.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration {
+    version: String,
+    architecture: String,
+    boot_format: BootFormat,
+}
+
+impl Inner {
+    /// Unpacks a kernel artefact in `cx.dir`.
+    pub async fn kernel(&self, reference: Reference, platform: &str, credentials: &[Credential], paths: &KernelPaths, cx: &WorkContext) -> Result<BuiltKernel, PullError> {
+        let name = reference.to_string();
+        cx.progress.set_stage("pulling");
+        if *paths != KernelPaths::default() {
+            let why = "paths inside a kernel artefact cannot be chosen yet; leave them out";
+            return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: {why}")));
+        }
+        let (found, configuration, parts) = tokio::select! {
+            biased;
+            () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
+            all = async {
+                let found = self.find(reference, platform, credentials).await?;
+                let parts = parts(&name, &found.manifest)?;
+                let config = &found.manifest.config;
+                let bytes = found.registry.small_blob(&config.digest()?, config.size).await?;
+                let configuration = configuration(&name, &bytes, platform)?;
+                Ok::<_, PullError>((found, configuration, parts))
+            } => all?,
+        };
+        let mut wanted = vec![(parts.0.digest()?, parts.0.size)];
+        if let Some(modules) = &parts.1 {
+            wanted.push((modules.digest()?, modules.size));
+        }
+        let has_modules = parts.1.is_some();
+        let (dir, limits, given) = (cx.dir.clone(), self.limits.clone(), configuration.clone());
+        let identity = found.digest.to_string();
+        self.with_blobs(cx, &found.registry, wanted, move |blobs| {
+            if let Some(kernel) = blobs.first() {
+                unpack_kernel(&name, &dir.join(KERNEL), kernel, &given, &limits)?;
+            }
+            if let Some(modules) = blobs.get(1) {
+                unpack_modules(&name, &identity, &dir, modules, &given.version, &limits)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(BuiltKernel {
+            kernel: KERNEL.into(),
+            boot_format: configuration.boot_format,
+            version: configuration.version,
+            modules_tar: has_modules.then(|| MODULES_TAR.into()),
+            modules_disk: has_modules.then(|| MODULES_DISK.into()),
+            initrd: None,
+        })
+    }
+}
+
+/// The kernel's descriptor, and the modules' if there are any.
+fn parts(name: &str, manifest: &Manifest) -> Result<(Descriptor, Option<Descriptor>), PullError> {
+    if manifest.artifact_type.as_deref() != Some(ARTIFACT) || manifest.config.media_type != CONFIG {
+        let why = format!("it is no kernel artefact ({ARTIFACT}); make one with `vmlet kernel package`");
+        return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: {why}")));
+    }
+    let (mut kernel, mut modules) = (None, None);
+    for layer in &manifest.layers {
+        let place = match layer.media_type.as_str() {
+            IMAGE => &mut kernel,
+            MODULES => &mut modules,
+            other => return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: a layer has the unknown type {}", show(other.as_bytes())))),
+        };
+        if place.replace(layer.clone()).is_some() {
+            return Err(PullError::new(Reason::Malformed, format!("{name}: it has two layers of the type {}", layer.media_type)));
+        }
+    }
+    let kernel = kernel.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{name}: it has no kernel in it")))?;
+    Ok((kernel, modules))
+}
+
+fn configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Configuration, PullError> {
+    let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: its configuration is broken: {why}"));
+    let configuration: Configuration = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
+    let version = &configuration.version;
+    let safe = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
+    if version.is_empty() || version.len() > 64 || version.starts_with('.') || !version.bytes().all(safe) {
+        return Err(broken(format!("{} is no kernel release", show(version.as_bytes()))));
+    }
+    let architecture = &configuration.architecture;
+    if platform.split('/').nth(1) != Some(architecture.as_str()) {
+        return Err(PullError::new(Reason::UnsupportedPlatform, format!("{name} is for {architecture:.100}, not for {platform}")));
+    }
+    Ok(configuration)
+}
+
+/// Refuses what is not compressed as its type says.
+fn inflate(blob: &Growing, limits: &Limits) -> io::Result<Box<dyn Read + Send>> {
+    let mut reader = blob.reader();
+    let mut magic = Vec::with_capacity(4);
+    reader.by_ref().take(4).read_to_end(&mut magic)?;
+    if magic != [0x28, 0xb5, 0x2f, 0xfd] {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed with zstd"));
+    }
+    decoder(io::Cursor::new(magic).chain(reader), limits.zstd_window_bytes)
+}
+
+fn unpack_kernel(name: &str, to: &Path, blob: &Growing, given: &Configuration, limits: &Limits) -> Result<(), PullError> {
+    let what = format!("{name}: its kernel");
+    let local = |error: io::Error| PullError::io(&what, &error);
+    let read = |error: io::Error| failure::layer(&what, LayerError::Read(error));
+    let mut file = File::options().write(true).create_new(true).open(to).map_err(local)?;
+    let mut input = inflate(blob, limits).map_err(read)?.take(MOST_KERNEL + 1);
+    let mut buffer = vec![0; 256 << 10];
+    let (mut start, mut size) = (Vec::new(), 0);
+    loop {
+        let n = match input.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(read(error)),
+        };
+        size += n as u64;
+        if size > MOST_KERNEL {
+            return Err(PullError::new(Reason::TooLarge, format!("{what} has more than {MOST_KERNEL} bytes")));
+        }
+        start.extend_from_slice(&buffer[..n.min(1024 - start.len())]);
+        file.write_all(&buffer[..n]).map_err(local)?;
+    }
+    let fits = match given.boot_format {
+        BootFormat::PvhElf => start.starts_with(b"\x7fELF"),
+        BootFormat::BzImage => start.get(0x202..0x206) == Some(b"HdrS"),
+    };
+    if !fits {
+        return Err(PullError::new(Reason::Malformed, format!("{what} is not of the format {:?} that its configuration names", given.boot_format)));
+    }
+    file.sync_all().map_err(local)
+}
+
+fn unpack_modules(name: &str, identity: &str, dir: &Path, blob: &Growing, version: &str, limits: &Limits) -> Result<(), PullError> {
+    let what = format!("{name}: its modules");
+    let local = |error: io::Error| PullError::io(&what, &error);
+    let wrong = |error: LayerError| failure::layer(&what, error);
+    let new = |file: &str| File::options().read(true).write(true).create_new(true).open(dir.join(file)).map_err(local);
+    let tar = new(MODULES_TAR)?;
+    // Nothing is ever written to it.
+    let size = Size::Auto { free: FreeSpace { percent: 0, bytes: 0 } };
+    let options = disk::options(&format!("the modules of {identity}"), size);
+    let writer = Writer::create(new(MODULES_DISK)?, options).map_err(|error| failure::store(&what, error.into()))?;
+    let mut store = DiskStore::new(writer);
+    let input = inflate(blob, limits).map_err(|error| wrong(LayerError::Read(error)))?;
+    let mut input = Copied { input, copy: io::BufWriter::with_capacity(256 << 10, tar), left: limits.uncompressed_bytes, failed: None };
+    let mut entries = limits.entries;
+    let layer = read_layer(&mut input, &mut store, limits, &mut entries)
+        .and_then(|layer| io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read).map(|_| layer));
+    if let Some(error) = input.failed.take() {
+        return Err(local(error));
+    }
+    let layer = layer.map_err(wrong)?;
+    let tar = input.copy.into_inner().map_err(|error| local(error.into_error()))?;
+    tar.sync_all().map_err(local)?;
+    let root = format!("lib/modules/{version}");
+    only_below(&layer, &root).map_err(wrong)?;
+    let mut tree = Tree::default();
+    tree.apply(layer).map_err(wrong)?;
+    for lost in tree.take_discarded() {
+        crate::layers::apply::Store::discard(&mut store, lost).map_err(wrong)?;
+    }
+    let top = tree.lookup(root.as_bytes()).map_err(wrong)?;
+    let top = top.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{what}: there is no {root} in them")))?;
+    store.finish_below(tree, top).map_err(|error| failure::store(&what, error))?;
+    Ok(())
+}
+
+/// The tar goes into initrds as it is, so it may hold nothing but what it is for.
+fn only_below<D>(layer: &Layer<D>, root: &str) -> Result<(), LayerError> {
+    if let Some(path) = layer.whiteouts.iter().chain(&layer.opaques).next() {
+        return Err(LayerError::Malformed(format!("{} is a whiteout, which has no place there", show(path))));
+    }
+    for record in &layer.records {
+        let path = &record.path[..];
+        let inside = path.strip_prefix(root.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        let above = path.is_empty() || root.as_bytes().strip_prefix(path).is_some_and(|rest| rest.first() == Some(&b'/'));
+        if !(inside || above && matches!(record.kind, RecordKind::Directory)) {
+            return Err(LayerError::Malformed(format!("{} is not below {root}", show(path))));
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a copy of what is read through it, and counts.
+struct Copied<R> {
+    input: R,
+    copy: io::BufWriter<File>,
+    left: u64,
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Read for Copied<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buf)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::FileTooLarge, "the modules are larger than allowed when they are uncompressed")
+        })?;
+        if let Err(error) = self.copy.write_all(&buf[..n]) {
+            self.failed = Some(error);
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(n)
+    }
+}
