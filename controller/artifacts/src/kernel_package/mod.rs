@@ -1,1 +1,155 @@
-//! Kernels as OCI artefacts.
+//! Kernels as OCI artefacts: from a distribution's package, or a directory, to an OCI layout.
+//!
+//! The artefact holds an image that QEMU, Firecracker and Cloud Hypervisor boot directly (an ELF with
+//! the PVH entry point, where the kernel has one) and the modules as a plain tar. Same input, same
+//! bytes: nothing of the time, the user or the machine goes in.
+
+mod archive;
+mod collect;
+mod image;
+mod layout;
+mod lz4;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where the kernel comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A Debian package (`linux-image-*.deb`).
+    Deb(PathBuf),
+    /// A directory with `boot/vmlinuz-VERSION` and `lib/modules/VERSION`, as a package unpacks.
+    Dir(PathBuf),
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packaged {
+    /// The kernel's release, as `uname -r` prints it.
+    pub version: String,
+    /// Digest of the artefact's manifest.
+    pub digest: String,
+}
+
+/// Why a kernel could not be packaged. Nothing is left at the output then.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The output is there already.
+    #[error("{0} exists already; remove it or name another output")]
+    Exists(PathBuf),
+    /// The source is not what it should be.
+    #[error("{path}: {problem}")]
+    BadSource {
+        /// The package or the directory.
+        path: PathBuf,
+        /// What is wrong, and with which member.
+        problem: String,
+    },
+}
+
+/// Makes an OCI layout at `output` from `source`. Blocks for seconds: it compresses the whole kernel.
+///
+/// It appears complete and durable, or not at all.
+///
+/// # Errors
+/// See [`PackageError`].
+pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError> {
+    let from = match source {
+        Source::Deb(path) | Source::Dir(path) => path,
+    };
+    let io_at = |path: &Path| {
+        let path = path.to_path_buf();
+        move |error| PackageError::Io { path, error }
+    };
+    if fs::symlink_metadata(output).is_ok() {
+        return Err(PackageError::Exists(output.to_path_buf()));
+    }
+    let parent = match output.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let scratch = Scratch::new(parent).map_err(io_at(parent))?;
+    let problem = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => PackageError::BadSource {
+            path: from.clone(),
+            problem: error.to_string(),
+        },
+        _ => PackageError::Io {
+            path: from.clone(),
+            error,
+        },
+    };
+    let spool = scratch.0.join("spool");
+    let kernel = match source {
+        Source::Deb(path) => archive::read_deb(path, &spool),
+        Source::Dir(path) => collect::read_dir(path, &spool),
+    }
+    .map_err(problem)?;
+    let (image, format) = image::bootable(&kernel.image).map_err(problem)?;
+    let layout = scratch.0.join("layout");
+    let digest = layout::write(&layout, &kernel, &image, format).map_err(io_at(&layout))?;
+    publish(&layout, output, parent)?;
+    Ok(Packaged {
+        version: kernel.version,
+        digest,
+    })
+}
+
+fn publish(layout: &Path, output: &Path, parent: &Path) -> Result<(), PackageError> {
+    let moved = rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        layout,
+        rustix::fs::CWD,
+        output,
+        rustix::fs::RenameFlags::NOREPLACE,
+    );
+    match moved {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return Err(PackageError::Exists(output.to_path_buf())),
+        Err(error) => {
+            return Err(PackageError::Io {
+                path: output.to_path_buf(),
+                error: error.into(),
+            });
+        }
+    }
+    crate::store::files::sync_dir(parent).map_err(|error| PackageError::Io {
+        path: parent.to_path_buf(),
+        error,
+    })
+}
+
+/// A private directory beside the output, so that the last step is a rename.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(parent: &Path) -> io::Result<Scratch> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let path = parent.join(format!(".vmlet-kernel-{:016x}", rand::random::<u64>()));
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is a hidden directory of the user's own; the result matters more.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn bad(problem: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.into())
+}
+
+#[cfg(test)]
+mod tests;
