@@ -1,5 +1,6 @@
 //! From a real registry to a disk: the whole crate, with nothing scripted.
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 use support::{Registry, Tar, check, debugfs, open, settle};

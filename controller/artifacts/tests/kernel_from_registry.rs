@@ -1,5 +1,6 @@
 //! vmlet's kernel artefact from a real registry.
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 use serde_json::json;

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::Inner;
+use super::origin::Origin;
 use crate::error::{PullError, Reason};
 use crate::pulls::work::WorkContext;
 use crate::reference::Digest;
-use crate::registry::Registry;
 use crate::registry::blob::{Blob, Growing, download};
 
 /// Transfers at a time for one job. Each has a thread, because writing to the disk blocks.
@@ -30,7 +30,7 @@ pub struct InUse {
 
 impl Downloads {
     /// Downloads all of them, the first ones first and a few at a time, on threads of the job's own.
-    pub fn start(&self, cx: &WorkContext, registry: &Registry, wanted: Vec<(Digest, u64)>) -> Vec<InUse> {
+    pub fn start(&self, cx: &WorkContext, origin: &Origin, wanted: Vec<(Digest, u64)>) -> Vec<InUse> {
         let mut blobs = Vec::with_capacity(wanted.len());
         let mut queue = VecDeque::with_capacity(wanted.len());
         for (digest, size) in wanted {
@@ -43,7 +43,7 @@ impl Downloads {
         let threads = queue.len().min(AT_A_TIME);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
-            let (job, queue, registry) = (cx.clone(), queue.clone(), registry.clone());
+            let (job, queue, origin) = (cx.clone(), queue.clone(), origin.clone());
             let runtime = tokio::runtime::Handle::current();
             cx.spawn_blocking(move || {
                 loop {
@@ -51,7 +51,7 @@ impl Downloads {
                     let Some((blob, lock, growing)) = next else { return };
                     let result = runtime.block_on(async {
                         let _one = tokio::select! { () = job.cancel.cancelled() => return Err(PullError::cancelled()), guard = lock.lock() => guard };
-                        download(&blob, &growing, &job.progress, &job.cancel, |from| registry.blob(&blob.digest, from)).await
+                        download(&blob, &growing, &job.progress, &job.cancel, |from| origin.blob(&blob.digest, from)).await
                     });
                     growing.end(result);
                 }
@@ -81,7 +81,7 @@ impl Inner {
     pub async fn with_blobs<T: Send + 'static>(
         &self,
         cx: &WorkContext,
-        registry: &Registry,
+        origin: &Origin,
         wanted: Vec<(Digest, u64)>,
         make: impl FnOnce(&[Growing]) -> Result<T, PullError> + Send + 'static,
     ) -> Result<T, PullError> {
@@ -89,7 +89,7 @@ impl Inner {
         // Of our own: a failure ends this job's transfers, and is no word of "nobody wants it".
         let mut own = cx.clone();
         own.cancel = cx.cancel.child_token();
-        let blobs = self.downloads.start(&own, registry, wanted);
+        let blobs = self.downloads.start(&own, origin, wanted);
         let growing: Vec<Growing> = blobs.iter().map(|blob| blob.growing.clone()).collect();
         let making = own.spawn_blocking(move || make(&growing));
         let result = making.await.unwrap_or_else(|_| Err(PullError::new(Reason::Internal, "the thread that uses the downloads panicked")));

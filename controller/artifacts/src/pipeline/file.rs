@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 use vmlet_ext4::Size;
 
-use super::{LAYOUT, Pipeline, disk, image, pinned};
+use super::{LAYOUT, Pipeline, disk, image};
 use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
 use crate::pulls::work::{Progress, WorkContext};
-use crate::types::{Config, Credential, ImageDisk, host_platform};
+use crate::types::{Config, Credential, ImageDisk, Source, host_platform};
 
 /// What to build, and where to.
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ pub struct FileBuild {
 pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<ImageDisk, PullError> {
     let FileBuild { reference, output, size, platform, credentials } = build;
     let platform = platform.unwrap_or_else(host_platform);
+    let source = Source::Oci { reference, platform: None };
     let local = |error: io::Error| PullError::io(output.display(), &error);
     let scratch = Scratch::next_to(&output).map_err(local)?;
     let pipeline = Pipeline::new(&Config::new(scratch.0.clone()))?;
@@ -45,7 +46,7 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
     let _dropped = cancel.clone().drop_guard();
     let cx = WorkContext::new(cancel, progress, scratch.0.clone(), scratch.0.clone());
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
-    let (digest, built) = pipeline.0.image(pinned(&reference, None)?, &platform, &credentials, &cx, extent).await?;
+    let (digest, built) = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent).await?;
     let made = scratch.0.join(image::DISK);
     let target = output.clone();
     let publish = move || -> io::Result<(u64, u64)> {

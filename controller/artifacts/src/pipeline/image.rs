@@ -7,16 +7,16 @@ use serde::Deserialize;
 use vmlet_ext4::{Size, Writer};
 
 use super::fetch::end_all;
+use super::origin::Origin;
 use super::{Inner, disk, failure};
 use crate::error::{PullError, Reason};
 use crate::layers::apply::{Input, flatten};
 use crate::layers::disk::DiskStore;
 use crate::layers::show;
 use crate::pulls::work::{BuiltImage, WorkContext};
-use crate::reference::{Digest, Platform, Reference};
-use crate::registry::Registry;
+use crate::reference::{Digest, Platform};
 use crate::registry::manifest::{Document, Manifest, choose, parse};
-use crate::types::{Credential, ImageConfig};
+use crate::types::{Credential, ImageConfig, Source};
 
 /// File name of an image's disk in the job's directory.
 pub const DISK: &str = "disk.ext4";
@@ -24,7 +24,7 @@ const NESTED: usize = 4;
 
 /// A manifest that was found for a platform.
 pub struct Found {
-    pub registry: Registry,
+    pub origin: Origin,
     pub digest: Digest,
     pub media_type: String,
     pub platform: String,
@@ -60,38 +60,37 @@ struct Run {
 
 impl Inner {
     /// Follows indexes to the manifest of a platform.
-    pub async fn find(&self, reference: Reference, platform: &str, credentials: &[Credential]) -> Result<Found, PullError> {
+    pub async fn find(&self, source: &Source, digest: Option<&str>, platform: &str, credentials: &[Credential]) -> Result<Found, PullError> {
         let wanted: Platform = platform.parse().map_err(|e: crate::reference::ParseError| PullError::new(Reason::UnsupportedPlatform, e.to_string()))?;
-        let registry = Registry::open(self.http.clone(), self.limits.clone(), reference, credentials).await?;
-        let mut version = registry.reference().version();
+        let (origin, mut version) = self.origin(source, digest, credentials).await?;
         let mut seen = HashSet::new();
         for _ in 0..=NESTED {
-            let fetched = registry.manifest(&version).await?;
+            let fetched = origin.manifest(&version).await?;
             if !seen.insert(fetched.digest.clone()) {
                 break;
             }
             match parse(&fetched.bytes, self.limits.layers)? {
                 Document::Manifest(manifest) => {
                     let (digest, media_type) = (fetched.digest, fetched.media_type);
-                    return Ok(Found { registry, digest, media_type, platform: wanted.to_string(), manifest });
+                    return Ok(Found { origin, digest, media_type, platform: wanted.to_string(), manifest });
                 }
                 Document::Index(entries) => version = choose(&entries, &wanted)?.digest()?.to_string(),
             }
         }
-        Err(PullError::new(Reason::Malformed, format!("{}: its indexes are nested too deeply", registry.reference())))
+        Err(PullError::new(Reason::Malformed, format!("{}: its indexes are nested too deeply", origin.name())))
     }
 
     /// Builds the disk in `cx.dir`; answers with the manifest's digest too.
-    pub async fn image(&self, reference: Reference, platform: &str, credentials: &[Credential], cx: &WorkContext, size: Size) -> Result<(Digest, BuiltImage), PullError> {
-        let name = reference.to_string();
+    pub async fn image(&self, source: &Source, digest: Option<&str>, platform: &str, credentials: &[Credential], cx: &WorkContext, size: Size) -> Result<(Digest, BuiltImage), PullError> {
+        let name = source.to_string();
         cx.progress.set_stage("pulling");
         let (found, configuration) = tokio::select! {
             biased;
             () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
             both = async {
-                let found = self.find(reference, platform, credentials).await?;
+                let found = self.find(source, digest, platform, credentials).await?;
                 let config = &found.manifest.config;
-                let bytes = found.registry.small_blob(&config.digest()?, config.size).await?;
+                let bytes = found.origin.small_blob(&config.digest()?, config.size).await?;
                 Ok::<_, PullError>((found, bytes))
             } => both?,
         };
@@ -122,7 +121,7 @@ impl Inner {
         }
         let (dir, limits, digest) = (cx.dir.clone(), self.limits.clone(), found.digest.clone());
         let content_hash = self
-            .with_blobs(cx, &found.registry, wanted, move |blobs| {
+            .with_blobs(cx, &found.origin, wanted, move |blobs| {
                 let layers = blobs.iter().zip(expected);
                 let layers = layers.map(|(blob, diff_id)| Input { bytes: Box::new(blob.reader()), diff_id: Some(diff_id) }).collect();
                 let stop = || end_all(blobs, &PullError::cancelled());

@@ -15,10 +15,9 @@ use crate::layers::disk::DiskStore;
 use crate::layers::merge::{Layer, RecordKind, Tree};
 use crate::layers::{LayerError, show};
 use crate::pulls::work::{BuiltKernel, KernelPaths, WorkContext};
-use crate::reference::Reference;
 use crate::registry::blob::Growing;
 use crate::registry::manifest::{Descriptor, Manifest};
-use crate::types::{BootFormat, Credential, Limits};
+use crate::types::{BootFormat, Credential, Limits, Source};
 
 /// `artifactType` of the manifest.
 pub const ARTIFACT: &str = "application/vnd.vmlet.kernel.v1";
@@ -43,8 +42,8 @@ struct Configuration {
 
 impl Inner {
     /// Unpacks a kernel artefact in `cx.dir`.
-    pub async fn kernel(&self, reference: Reference, platform: &str, credentials: &[Credential], paths: &KernelPaths, cx: &WorkContext) -> Result<BuiltKernel, PullError> {
-        let name = reference.to_string();
+    pub async fn kernel(&self, source: &Source, digest: &str, platform: &str, credentials: &[Credential], paths: &KernelPaths, cx: &WorkContext) -> Result<BuiltKernel, PullError> {
+        let name = source.to_string();
         cx.progress.set_stage("pulling");
         if *paths != KernelPaths::default() {
             let why = "paths inside a kernel artefact cannot be chosen yet; leave them out";
@@ -54,10 +53,10 @@ impl Inner {
             biased;
             () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
             all = async {
-                let found = self.find(reference, platform, credentials).await?;
+                let found = self.find(source, Some(digest), platform, credentials).await?;
                 let parts = parts(&name, &found.manifest)?;
                 let config = &found.manifest.config;
-                let bytes = found.registry.small_blob(&config.digest()?, config.size).await?;
+                let bytes = found.origin.small_blob(&config.digest()?, config.size).await?;
                 let configuration = configuration(&name, &bytes, platform)?;
                 Ok::<_, PullError>((found, configuration, parts))
             } => all?,
@@ -69,7 +68,7 @@ impl Inner {
         let has_modules = parts.1.is_some();
         let (dir, limits, given) = (cx.dir.clone(), self.limits.clone(), configuration.clone());
         let identity = found.digest.to_string();
-        self.with_blobs(cx, &found.registry, wanted, move |blobs| {
+        self.with_blobs(cx, &found.origin, wanted, move |blobs| {
             if let Some(kernel) = blobs.first() {
                 unpack_kernel(&name, &dir.join(KERNEL), kernel, &given, &limits)?;
             }

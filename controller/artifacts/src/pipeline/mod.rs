@@ -6,6 +6,7 @@ mod fetch;
 mod file;
 mod image;
 mod kernel;
+mod origin;
 
 use std::path::PathBuf;
 
@@ -13,11 +14,10 @@ pub use file::{FileBuild, build_image_file};
 use futures::future::BoxFuture;
 use reqwest::Client;
 
-use crate::error::{PullError, Reason};
+use crate::error::PullError;
 use crate::pulls::work::{Job, Output, Work, WorkContext};
-use crate::reference::{Digest, Reference};
 use crate::registry::http_client;
-use crate::types::{Config, Limits, Resolved, Source};
+use crate::types::{Config, Limits, Resolved};
 
 /// Changes whenever equal layers would give other bytes than before.
 const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
@@ -30,7 +30,6 @@ pub struct Pipeline(std::sync::Arc<Inner>);
 struct Inner {
     http: Client,
     limits: Limits,
-    #[allow(dead_code, reason = "read by path sources")]
     import_dir: Option<PathBuf>,
     downloads: fetch::Downloads,
 }
@@ -65,15 +64,13 @@ impl Work for Pipeline {
         Box::pin(async move {
             match job {
                 Job::Resolve { source, digest, platform, credentials } => {
-                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
-                    let reference = pinned(reference, digest.as_deref())?;
                     let image = tokio::select! {
                         biased;
                         () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
-                        image = inner.find(reference, &platform, &credentials) => image?,
+                        image = inner.find(&source, digest.as_deref(), &platform, &credentials) => image?,
                     };
                     Ok(Output::Resolved(Resolved {
-                        reference: image.registry.reference().to_string(),
+                        reference: image.origin.name(),
                         digest: image.digest.to_string(),
                         media_type: image.media_type,
                         platform: image.platform,
@@ -81,29 +78,12 @@ impl Work for Pipeline {
                     }))
                 }
                 Job::Image { source, digest, platform, credentials } => {
-                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
-                    let reference = pinned(reference, Some(&digest))?;
-                    inner.image(reference, &platform, &credentials, &cx, disk::base_size()).await.map(|(_, image)| Output::Image(image))
+                    inner.image(&source, Some(&digest), &platform, &credentials, &cx, disk::base_size()).await.map(|(_, image)| Output::Image(image))
                 }
                 Job::Kernel { source, digest, platform, credentials, paths } => {
-                    let Source::Oci { reference, .. } = &source else { return Err(unsupported(&source)) };
-                    let reference = pinned(reference, Some(&digest))?;
-                    inner.kernel(reference, &platform, &credentials, &paths, &cx).await.map(Output::Kernel)
+                    inner.kernel(&source, &digest, &platform, &credentials, &paths, &cx).await.map(Output::Kernel)
                 }
             }
         })
     }
-}
-
-fn unsupported(source: &Source) -> PullError {
-    PullError::new(Reason::UnsupportedFormat, format!("{source}: this kind of source cannot be used for this yet"))
-}
-
-fn pinned(reference: &str, digest: Option<&str>) -> Result<Reference, PullError> {
-    let bad = |error: crate::reference::ParseError| PullError::new(Reason::BadReference, error.to_string());
-    let mut reference: Reference = reference.parse().map_err(bad)?;
-    if let Some(digest) = digest {
-        reference.digest = Some(digest.parse::<Digest>().map_err(bad)?);
-    }
-    Ok(reference)
 }
