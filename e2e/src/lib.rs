@@ -44,8 +44,18 @@ pub fn install_crypto() {
 
 /// A client for the API that a kubeconfig (text) names.
 pub async fn client(kubeconfig: &str) -> Result<kube::Client> {
+    Ok(kube::Client::try_from(config(kubeconfig).await?)?)
+}
+
+/// As `client`, but every answer is handed on, also those that ask to try again later.
+pub async fn client_without_retries(kubeconfig: &str) -> Result<kube::Client> {
+    let mut config = config(kubeconfig).await?;
+    config.default_retry = false;
+    Ok(kube::Client::try_from(config)?)
+}
+
+async fn config(kubeconfig: &str) -> Result<kube::Config> {
     install_crypto();
     let parsed = Kubeconfig::from_yaml(kubeconfig).context("read the kubeconfig")?;
-    let config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?;
-    Ok(kube::Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?)
 }

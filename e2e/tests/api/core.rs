@@ -127,5 +127,5 @@ async fn a_crd_that_is_not_structural_is_refused(cx: Cx) -> Result<()> {
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"properties": {"spec": {"type": "object"}}}}}]},
     });
     let complaint = cx.kubectl.fails(&["create", "-f", "-"], &crd.to_string()).await?;
-    contains(&complaint, &["spec.versions[0].schema.openAPIV3Schema.type: Required value: must not be empty at the root"])
+    contains(&complaint, &["spec.validation.openAPIV3Schema.type: Required value: must not be empty at the root"])
 }

@@ -1,6 +1,5 @@
-//! The servers, started once each, and what a case gets.
+//! The server, started once, and what a case gets.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,42 +23,12 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// No case may take longer, whatever it does.
 const CASE_LIMIT: Duration = Duration::from_secs(150);
 
-/// Which server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// kube-apiserver with etcd.
-    Real,
-    /// vmlet's own.
-    Embedded,
-}
-
-impl Target {
-    /// Both.
-    pub const ALL: [Target; 1] = [Target::Real];
-
-    /// Whether it can be started here.
-    pub fn available(self) -> bool {
-        match self {
-            Target::Real => vmlet_e2e::controlplane::available(),
-            Target::Embedded => true,
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Target::Real => "real",
-            Target::Embedded => "embedded",
-        })
-    }
-}
-
 /// What a case works with: a client and a kubectl in a namespace of the case's own.
 #[derive(Clone)]
 pub struct Cx {
     pub client: kube::Client,
     pub kubectl: Kubectl,
+    pub kubeconfig: String,
     pub namespace: String,
 }
 
@@ -90,18 +59,13 @@ pub fn manifest(name: &str, spec: serde_json::Value) -> String {
     json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec}).to_string()
 }
 
-enum Running {
-    Real(ControlPlane),
-}
-
 struct Started {
-    server: Running,
+    server: ControlPlane,
     dir: TempDir,
 }
 
-/// One server, started by the first case that needs it and ended when the suite drops it.
+/// A server, started by the first case that needs it and ended when the suite drops it.
 pub struct Server {
-    target: Target,
     runtime: Runtime,
     started: OnceLock<Result<Started, String>>,
     number: AtomicUsize,
@@ -109,13 +73,13 @@ pub struct Server {
 
 impl Server {
     /// Starts nothing yet.
-    pub fn new(target: Target) -> Result<Server> {
-        Ok(Server { target, runtime: Runtime::new()?, started: OnceLock::new(), number: AtomicUsize::new(0) })
+    pub fn new() -> Result<Server> {
+        Ok(Server { runtime: Runtime::new()?, started: OnceLock::new(), number: AtomicUsize::new(0) })
     }
 
     /// Runs one case in a namespace of its own.
     pub fn run(&self, kubectl: &Path, case: fn(Cx) -> Outcome) -> Result<()> {
-        let started = self.started.get_or_init(|| self.runtime.block_on(Started::start(self.target)).map_err(|error| format!("{error:?}")));
+        let started = self.started.get_or_init(|| self.runtime.block_on(Started::start()).map_err(|error| format!("{error:?}")));
         let started = started.as_ref().map_err(|error| anyhow::anyhow!("the server does not start: {error}"))?;
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         self.runtime.block_on(async {
@@ -126,29 +90,19 @@ impl Server {
 }
 
 impl Started {
-    async fn start(target: Target) -> Result<Started> {
-        let server = match target {
-            Target::Real => Running::Real(ControlPlane::start().await?),
-            Target::Embedded => anyhow::bail!("not linked"),
-        };
-        let started = Started { server, dir: tempfile::tempdir()? };
+    async fn start() -> Result<Started> {
+        let started = Started { server: ControlPlane::start().await?, dir: tempfile::tempdir()? };
         started.install_kind().await?;
         Ok(started)
-    }
-
-    fn kubeconfig(&self) -> &str {
-        match &self.server {
-            Running::Real(server) => server.kubeconfig(),
-        }
     }
 
     /// Applies the CRD and waits until everything about it is served: Established comes first.
     async fn install_kind(&self) -> Result<()> {
         let (_, binary) = vmlet_e2e::kubectl::binaries().into_iter().next().context("no kubectl: run scripts/deps")?;
-        let kubectl = Kubectl::new(&binary, self.kubeconfig(), &self.dir.path().join("setup"), "default")?;
+        let kubectl = Kubectl::new(&binary, self.server.kubeconfig(), &self.dir.path().join("setup"), "default")?;
         kubectl.ok_with(&["apply", "-f", "-"], include_str!("widgets.yaml")).await?;
         kubectl.ok(&["wait", "crd/widgets.suite.example.org", "--for=condition=Established", "--timeout=30s"]).await?;
-        let client = vmlet_e2e::client(self.kubeconfig()).await?;
+        let client = vmlet_e2e::client(self.server.kubeconfig()).await?;
         for (path, word) in [("/apis", "Widget"), ("/openapi/v3", "apis/suite.example.org/v1"), ("/openapi/v3/apis/suite.example.org/v1", "millimetres")] {
             wait::until(&format!("{word} in {path}"), LIMIT, || async {
                 let mut request = http::Request::get(path);
@@ -165,12 +119,12 @@ impl Started {
 
     async fn case(&self, kubectl: &Path, number: usize) -> Result<Cx> {
         let namespace = format!("case-{number}");
-        let client = vmlet_e2e::client(self.kubeconfig()).await?;
+        let client = vmlet_e2e::client(self.server.kubeconfig()).await?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        let kubectl = Kubectl::new(kubectl, self.kubeconfig(), &self.dir.path().join(&namespace), &namespace)?;
-        Ok(Cx { client, kubectl, namespace })
+        let kubectl = Kubectl::new(kubectl, self.server.kubeconfig(), &self.dir.path().join(&namespace), &namespace)?;
+        Ok(Cx { client, kubectl, kubeconfig: self.server.kubeconfig().to_owned(), namespace })
     }
 }
 
