@@ -82,10 +82,13 @@ impl Server {
         let started = self.started.get_or_init(|| self.runtime.block_on(Started::start()).map_err(|error| format!("{error:?}")));
         let started = started.as_ref().map_err(|error| anyhow::anyhow!("the server does not start: {error}"))?;
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        self.runtime.block_on(async {
+        let outcome = self.runtime.block_on(async {
             let cx = started.case(kubectl, number).await?;
             tokio::time::timeout(CASE_LIMIT, case(cx)).await.context("the case took too long")?
-        })
+        });
+        // kubectl's caches are many small files: beside other cases their removal costs no time.
+        let _ = std::fs::remove_dir_all(started.dir.path().join(format!("case-{number}")));
+        outcome
     }
 }
 
