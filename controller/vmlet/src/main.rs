@@ -3,6 +3,7 @@
 mod admin;
 mod check;
 mod cli;
+mod image;
 
 mod kernel;
 mod node;
