@@ -156,7 +156,7 @@ pub enum Kernel {
 
 /// Settings of `vmlet kernel package`.
 #[derive(Clone, Debug, Args)]
-#[group(id = "source", required = true, multiple = false, args = ["from_deb", "from_dir"])]
+#[command(group(clap::ArgGroup::new("kernel source").required(true).args(["from_deb", "from_dir"])))]
 pub struct KernelPackage {
     /// A Debian package such as linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb.
     #[arg(long)]
@@ -232,5 +232,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kernel_is_packaged_from_exactly_one_source() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["vmlet", "kernel", "package"].iter().chain(args)).is_ok();
+        assert!(parse(&["--from-deb", "a.deb", "--output", "o"]));
+        assert!(parse(&["--from-dir", "d", "--output", "o"]));
+        assert!(!parse(&["--output", "o"]));
+        assert!(!parse(&["--from-deb", "a.deb", "--from-dir", "d", "--output", "o"]));
     }
 }
