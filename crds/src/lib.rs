@@ -47,3 +47,37 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 pub fn to_yaml(crd: &CustomResourceDefinition) -> Result<String, serde_saphyr::ser_error::Error> {
     serde_saphyr::to_string(crd)
 }
+
+/// A JSON patch (RFC 6902) that replaces the whole status of the object with this uid, and of no other.
+///
+/// Server-side apply would not do: kube-apiserver ignores `metadata.uid` in an apply to the status
+/// subresource, so a late status would land on a recreated object of the same name.
+///
+/// # Errors
+/// Only if the status is not JSON, which derived types rule out.
+pub fn status_patch(uid: &str, status: &impl serde::Serialize) -> Result<json_patch::Patch, serde_json::Error> {
+    serde_json::from_value(serde_json::json!([
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "add", "path": "/status", "value": status},
+    ]))
+}
+
+/// Whether an error of a [`status_patch`] says that the object is gone, or another one of its name is there.
+pub fn is_another_object(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_not_found() || status.is_conflict() || status.is_invalid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reaches_the_object_that_it_was_made_for_and_no_other() {
+        let patch = status_patch("u-1", &serde_json::json!({"a": 1})).expect("a patch");
+        let mut same = serde_json::json!({"metadata": {"uid": "u-1"}, "status": {"old": true}});
+        json_patch::patch(&mut same, &patch).expect("the same object");
+        assert_eq!(same["status"], serde_json::json!({"a": 1}));
+        let mut other = serde_json::json!({"metadata": {"uid": "u-2"}});
+        assert!(json_patch::patch(&mut other, &patch).is_err());
+    }
+}

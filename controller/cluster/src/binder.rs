@@ -11,7 +11,7 @@ use kube::runtime::watcher::Config as WatchConfig;
 use kube::{Api, Client, ResourceExt, runtime::Controller};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use vmlet_crds::{GROUP, RunStrategy, VERSION, VMNode, VirtualMachine, quantity_value};
+use vmlet_crds::{RunStrategy, VMNode, VirtualMachine, is_another_object, quantity_value, status_patch};
 
 use crate::condition::condition;
 use crate::{FIELD_MANAGER, WatchEnded};
@@ -81,6 +81,7 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
     }
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
     let memory = quantity_value(&vm.spec.memory.size).unwrap_or(0);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     match choose(&candidates(&cx.client).await?, memory) {
         Ok(node) => {
             let patch = json!([
@@ -88,7 +89,7 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
                 {"op": "add", "path": "/spec/nodeName", "value": node.name},
             ]);
             let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
-            match api.patch(&vm.name_any(), &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }, &Patch::<()>::Json(patch)).await {
+            match api.patch(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
                 Ok(_) => Ok(Action::await_change()),
                 // Changed or gone meanwhile: the watch brings the new one.
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => Ok(Action::requeue(Duration::from_millis(200))),
@@ -98,22 +99,17 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
         Err(message) => {
             let before = vm.status.clone().unwrap_or_default().conditions;
             let generation = vm.metadata.generation;
-            let body = json!({
-                "apiVersion": format!("{GROUP}/{VERSION}"),
-                "kind": "VirtualMachine",
-                "metadata": {"name": vm.name_any(), "uid": vm.uid()},
-                "status": {
-                    "observedGeneration": generation,
-                    "conditions": [
-                        condition(&before, "Scheduled", "False", "NoNode", &message, generation),
-                        condition(&before, "Ready", "False", "NoNode", &message, generation),
-                    ],
-                },
+            let status = json!({
+                "observedGeneration": generation,
+                "conditions": [
+                    condition(&before, "Scheduled", "False", "NoNode", &message, generation),
+                    condition(&before, "Ready", "False", "NoNode", &message, generation),
+                ],
             });
-            match api.patch_status(&vm.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-                Err(error) => return Err(error),
+            let patch = status_patch(&vm.uid().unwrap_or_default(), &status).map_err(kube::Error::SerdeError)?;
+            match api.patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
+                Err(error) if !is_another_object(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
             }
             Ok(Action::requeue(RETRY))
         }

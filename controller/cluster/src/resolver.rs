@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::types::{Interest, ResolveWant, Resolved, Source, State};
 use vmlet_artifacts::docker_config;
 use vmlet_artifacts::facade::Artifacts;
-use vmlet_crds::{GROUP, Image, Kernel, ObjectRef as Reference, PullSecretError, ResolvedSource, VERSION, pull_secret_configs};
+use vmlet_crds::{Image, Kernel, ObjectRef as Reference, PullSecretError, ResolvedSource, is_another_object, pull_secret_configs, status_patch};
 
 use crate::condition::condition;
 use crate::{FIELD_MANAGER, WatchEnded};
@@ -224,16 +224,11 @@ async fn write_status<K: Sourced>(object: &K, uid: &str, seen: &Seen, outcome: &
     if let Some(bytes) = bytes {
         status["compressedBytes"] = json!(bytes);
     }
-    let body = json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
-        "kind": K::kind(&()),
-        "metadata": {"name": object.name_any(), "uid": uid},
-        "status": status,
-    });
+    let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let api: Api<K> = Api::namespaced(cx.client.clone(), &object.namespace().unwrap_or_default());
-    match api.patch_status(&object.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(error) => Err(error),
+    match api.patch_status(&object.name_any(), &params, &Patch::<()>::Json(patch)).await {
+        Err(error) if !is_another_object(&error) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
     }
 }

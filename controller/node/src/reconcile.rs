@@ -13,7 +13,7 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
-use vmlet_crds::{FINALIZER, GROUP, VERSION, VirtualMachine, VirtualMachineStatus};
+use vmlet_crds::{FINALIZER, VirtualMachine, VirtualMachineStatus, is_another_object, status_patch};
 use vmlet_machines::{Goal, Machines, Observation, Phase};
 
 use crate::dereference::{Dereferencer, Part, interest};
@@ -372,20 +372,15 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
     }
 }
 
-/// Writes the whole status, of this very object only: the uid goes along.
+/// Writes the whole status, of this very object only.
 async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStatus, cx: &Context) -> Result<(), Error> {
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
-    let body = json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
-        "kind": VirtualMachine::kind(&()),
-        "metadata": {"name": vm.name_any(), "uid": uid},
-        "status": status,
-    });
-    match api.patch_status(&vm.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
-        Ok(_) => Ok(()),
+    let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
+        Err(error) if !is_another_object(&error) => Err(error.into()),
         // Gone, or another object of the same name: then this status is nobody's.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
