@@ -63,7 +63,7 @@ async fn an_immutable_config_map_stays_as_it_is(cx: Cx) -> Result<()> {
 async fn config_maps_from_literals(cx: Cx) -> Result<()> {
     ensure!(cx.kubectl.ok(&["create", "configmap", "c", "--from-literal=a=1", "--from-literal=b=2"]).await? == "configmap/c created\n");
     ensure!(cx.kubectl.json(&["get", "cm", "c"]).await?["data"] == json!({"a": "1", "b": "2"}));
-    contains(&cx.kubectl.ok(&["describe", "configmap", "c"]).await?, &["Data\n====\na:\n----\n1"])
+    contains(&cx.kubectl.ok(&["describe", "configmap", "c"]).await?, &["Data\n====\n", "a:\n----\n1\n", "b:\n----\n2\n"])
 }
 
 async fn built_in_kinds_print_their_columns(cx: Cx) -> Result<()> {

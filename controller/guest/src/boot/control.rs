@@ -50,6 +50,12 @@ impl Control {
         let Some(mut port) = self.port.as_ref() else {
             return asked;
         };
+        // Before reading: what is read may be the next client's already, whose connection the kernel has not
+        // been told of yet. Its answer waits for that.
+        if hung_up(port) {
+            self.lines.clear();
+            self.pending.clear();
+        }
         let mut buffer = [0u8; 4096];
         loop {
             match port.read(&mut buffer) {
@@ -82,10 +88,6 @@ impl Control {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
-        }
-        if hung_up(port) {
-            self.lines.clear();
-            self.pending.clear();
         }
         if self.pending.len() > MAX_PENDING {
             self.pending.clear();
