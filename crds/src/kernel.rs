@@ -11,7 +11,7 @@ use crate::{ObjectRef, ResolvedSource, Source, schema};
     group = "vmlet.dev", version = "v1alpha1", kind = "Kernel", plural = "kernels", namespaced,
     status = "KernelStatus", derive = "PartialEq", derive = "Default",
     shortname = "krn", shortname = "vlkrn", category = "vmlet",
-    doc = "A Kernel names a Linux kernel and its modules: an artifact made by `vmlet kernel package`, or any image that holds a kernel below /boot.",
+    doc = "A Kernel names a Linux kernel and its modules: an artifact made by `vmlet kernel package`.",
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the reference is resolved, so that nodes can pull it"),
     printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
     printcolumn(name = "Reference", type_ = "string", json_path = ".status.resolved.reference"),
@@ -27,13 +27,12 @@ pub struct KernelSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub pull_secret_refs: Vec<ObjectRef>,
-    /// Path of the kernel inside an image. Searched when absent: boot/vmlinux*, vmlinux, boot/vmlinuz*,
-    /// boot/Image.
+    /// Path of the kernel inside an ordinary image. Not supported yet: only artifacts of `vmlet kernel package`
+    /// are kernels, and a path is refused with the reason UnsupportedFormat.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub kernel_path: Option<String>,
-    /// Path of the modules directory inside an image. Searched when absent: lib/modules/<version>,
-    /// usr/lib/modules/<version>.
+    /// Path of the modules directory inside an ordinary image. Not supported yet, as kernelPath.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub modules_path: Option<String>,

@@ -11,10 +11,11 @@ pub struct Source {
     /// An image or artifact in an OCI registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciSource>,
-    /// A file behind an http or https URL, identified by its sha256.
+    /// A file behind an http or https URL, identified by its sha256. Not supported yet: it is refused with the
+    /// reason UnsupportedFormat.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
-    /// A local OCI layout or archive below the directory that the agent was given with --import-dir.
+    /// A local OCI image layout below the directory that the agent was given with --import-dir.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathSource>,
 }
@@ -52,8 +53,7 @@ pub struct HttpSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PathSource {
-    /// Path relative to the agent's --import-dir: an OCI layout directory, an OCI or docker archive, a
-    /// root file system tar, or a file that holds one bare ext4 file system. It cannot leave that directory.
+    /// Path of an OCI image layout (a directory), relative to the agent's --import-dir, which it cannot leave.
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^/].*$"))]
     pub path: String,
 }
