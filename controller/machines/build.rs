@@ -22,15 +22,10 @@ const INHERITED: [&str; 9] = [
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let guest =
-        Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
-            .join("../guest");
+    let guest = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("../guest");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", guest.join("src").display());
-    println!(
-        "cargo::rerun-if-changed={}",
-        guest.join("Cargo.toml").display()
-    );
+    println!("cargo::rerun-if-changed={}", guest.join("Cargo.toml").display());
 
     // A target directory of its own: the outer cargo holds the lock of the other one.
     let target = out.join("guest");
@@ -57,10 +52,7 @@ fn main() {
         .arg(guest.join("Cargo.toml"))
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     let status = cargo.status().expect("cargo runs");
-    assert!(
-        status.success(),
-        "building the guest's init failed: {status}"
-    );
+    assert!(status.success(), "building the guest's init failed: {status}");
     let built = target.join(TARGET).join("init/vmlet-init");
     fs::copy(&built, out.join("vmlet-init")).expect("the built init is copied to OUT_DIR");
 }

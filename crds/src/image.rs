@@ -11,16 +11,38 @@ use crate::{ObjectRef, ResolvedSource, Source, schema};
 /// virtual machines share read-only.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[kube(
-    group = "vmlet.dev", version = "v1alpha1", kind = "Image", plural = "images", namespaced,
-    status = "ImageStatus", derive = "PartialEq", derive = "Default",
-    shortname = "img", shortname = "vlimg", category = "vmlet",
+    group = "vmlet.dev",
+    version = "v1alpha1",
+    kind = "Image",
+    plural = "images",
+    namespaced,
+    status = "ImageStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    shortname = "img",
+    shortname = "vlimg",
+    category = "vmlet",
     doc = "An Image names the contents of a root disk, such as a container image in a registry. Each node that needs it builds one ext4 disk from it, which virtual machines share read-only.",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the reference is resolved, so that nodes can pull it"),
-    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether the reference is resolved, so that nodes can pull it"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
     printcolumn(name = "Reference", type_ = "string", json_path = ".status.resolved.reference"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Digest", type_ = "string", json_path = ".status.resolved.digest", priority = 1),
-    printcolumn(name = "Kernel", type_ = "string", json_path = ".spec.kernelRef.name", priority = 1),
+    printcolumn(
+        name = "Digest",
+        type_ = "string",
+        json_path = ".status.resolved.digest",
+        priority = 1
+    ),
+    printcolumn(name = "Kernel", type_ = "string", json_path = ".spec.kernelRef.name", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSpec {

@@ -8,15 +8,37 @@ use crate::{ObjectRef, ResolvedSource, Source, schema};
 /// A Kernel names a Linux kernel with its modules.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[kube(
-    group = "vmlet.dev", version = "v1alpha1", kind = "Kernel", plural = "kernels", namespaced,
-    status = "KernelStatus", derive = "PartialEq", derive = "Default",
-    shortname = "krn", shortname = "vlkrn", category = "vmlet",
+    group = "vmlet.dev",
+    version = "v1alpha1",
+    kind = "Kernel",
+    plural = "kernels",
+    namespaced,
+    status = "KernelStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    shortname = "krn",
+    shortname = "vlkrn",
+    category = "vmlet",
     doc = "A Kernel names a Linux kernel and its modules: an artifact made by `vmlet kernel package`.",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the reference is resolved, so that nodes can pull it"),
-    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether the reference is resolved, so that nodes can pull it"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
     printcolumn(name = "Reference", type_ = "string", json_path = ".status.resolved.reference"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Digest", type_ = "string", json_path = ".status.resolved.digest", priority = 1),
+    printcolumn(
+        name = "Digest",
+        type_ = "string",
+        json_path = ".status.resolved.digest",
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct KernelSpec {

@@ -11,17 +11,32 @@ use crate::schema;
 /// A VMNode is the agent of one node, as it describes itself.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[kube(
-    group = "vmlet.dev", version = "v1alpha1", kind = "VMNode", plural = "vmnodes",
-    status = "VMNodeStatus", derive = "PartialEq", derive = "Default",
-    shortname = "vmn", category = "vmlet",
+    group = "vmlet.dev",
+    version = "v1alpha1",
+    kind = "VMNode",
+    plural = "vmnodes",
+    status = "VMNodeStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    shortname = "vmn",
+    category = "vmlet",
     doc = "A VMNode is written by the agent of the node it is named after: what the node can run, what it has cached, and how it is.",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
-    printcolumn(name = "VMs", type_ = "integer", json_path = ".status.runningMachines", description = "Virtual machines that run on the node"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "VMs",
+        type_ = "integer",
+        json_path = ".status.runningMachines",
+        description = "Virtual machines that run on the node"
+    ),
     printcolumn(name = "Accelerator", type_ = "string", json_path = ".status.accelerator"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.allocatable.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.allocatable.memory"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VMNodeSpec {}

@@ -18,7 +18,11 @@ pub enum PullSecretError {
 ///
 /// # Errors
 /// The first secret that cannot be used.
-pub async fn pull_secret_configs(client: &Client, namespace: &str, refs: &[ObjectRef]) -> Result<Vec<Vec<u8>>, PullSecretError> {
+pub async fn pull_secret_configs(
+    client: &Client,
+    namespace: &str,
+    refs: &[ObjectRef],
+) -> Result<Vec<Vec<u8>>, PullSecretError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut configs = Vec::with_capacity(refs.len());
     for reference in refs {
@@ -29,9 +33,14 @@ pub async fn pull_secret_configs(client: &Client, namespace: &str, refs: &[Objec
             ))
         })?;
         let data = secret.data.unwrap_or_default();
-        let config = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg")).ok_or_else(|| {
-            PullSecretError::Unusable(format!("secret \"{name}\" is not a pull secret: it has no key .dockerconfigjson"))
-        })?;
+        let config = data
+            .get(".dockerconfigjson")
+            .or_else(|| data.get(".dockercfg"))
+            .ok_or_else(|| {
+                PullSecretError::Unusable(format!(
+                    "secret \"{name}\" is not a pull secret: it has no key .dockerconfigjson"
+                ))
+            })?;
         configs.push(config.0.clone());
     }
     Ok(configs)

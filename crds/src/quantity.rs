@@ -6,7 +6,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// that the CRDs allow, or does not fit; a fraction of a unit is rounded up.
 pub fn quantity_value(quantity: &Quantity) -> Option<u64> {
     let text = quantity.0.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
     let factor: u128 = match suffix {
         "" => 1,

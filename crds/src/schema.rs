@@ -21,7 +21,8 @@ pub(crate) fn optional_quantity(generator: &mut SchemaGenerator) -> Schema {
 
 /// Conditions as the API conventions want them: a list keyed by type.
 pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
-    let item = <k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as schemars::JsonSchema>::json_schema(generator);
+    let item =
+        <k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as schemars::JsonSchema>::json_schema(generator);
     json_schema!({
         "type": "array",
         "items": item,

@@ -2,7 +2,6 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-
 /// Where an image or a kernel comes from: exactly one of `oci`, `http` and `path`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -73,6 +72,3 @@ pub struct ResolvedSource {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub platform: String,
 }
-
-
-

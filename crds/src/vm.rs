@@ -1,4 +1,3 @@
-
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
@@ -115,7 +114,9 @@ fn default_cpu_count() -> i32 {
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self { count: default_cpu_count() }
+        Self {
+            count: default_cpu_count(),
+        }
     }
 }
 
@@ -137,7 +138,9 @@ fn default_memory_size() -> Quantity {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { size: default_memory_size() }
+        Self {
+            size: default_memory_size(),
+        }
     }
 }
 
@@ -260,7 +263,10 @@ pub struct Guest {
     pub hostname: Option<String>,
     /// Public keys, as lines of an authorized_keys file, that may log in as root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 16384), regex(pattern = r"^[^\n\r]+$")))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 16384), regex(pattern = r"^[^\n\r]+$"))
+    )]
     pub ssh_authorized_keys: Vec<String>,
     /// Secrets in the same namespace, all of whose values are authorized_keys files. An absent Secret keeps the
     /// machine from starting.
@@ -479,4 +485,3 @@ pub struct BootTiming {
     /// When it was reached.
     pub at: MicroTime,
 }
-

@@ -13,7 +13,10 @@ fn the_checked_in_yaml_equals_what_the_types_generate() {
             std::fs::write(dir.join(&file), &generated).expect("crds/yaml can be written");
         }
         let checked_in = std::fs::read_to_string(dir.join(&file)).unwrap_or_default();
-        assert_eq!(checked_in, generated, "crds/yaml/{file} is stale: run VMLET_UPDATE_YAML=1 cargo test -p vmlet-crds");
+        assert_eq!(
+            checked_in, generated,
+            "crds/yaml/{file} is stale: run VMLET_UPDATE_YAML=1 cargo test -p vmlet-crds"
+        );
         expected.push(file);
     }
     let mut found: Vec<String> = std::fs::read_dir(&dir)
@@ -47,7 +50,11 @@ fn every_field_has_a_description() {
         let value = serde_json::to_value(&crd).expect("a CRD is JSON");
         let schema = &value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         for part in ["spec", "status"] {
-            walk(&format!("{}.{part}", crd.spec.names.kind), &schema["properties"][part], &mut missing);
+            walk(
+                &format!("{}.{part}", crd.spec.names.kind),
+                &schema["properties"][part],
+                &mut missing,
+            );
         }
     }
     assert!(missing.is_empty(), "fields without a description: {missing:#?}");

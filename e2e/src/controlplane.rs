@@ -56,22 +56,37 @@ impl ControlPlane {
             .arg("--data-dir")
             .arg(dir.path().join("etcd"))
             .args(["--listen-client-urls", &etcd_url, "--advertise-client-urls", &etcd_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
+            .args([
+                "--listen-peer-urls",
+                &peer_url,
+                "--initial-advertise-peer-urls",
+                &peer_url,
+            ])
             .args(["--initial-cluster", &format!("default={peer_url}"), "--unsafe-no-fsync"]);
         let mut etcd = Process::spawn("etcd", command, &dir.path().join("etcd.log"))?;
 
         let mut command = binary("kube-apiserver")?;
         command
             .arg(format!("--etcd-servers={etcd_url}"))
-            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", &format!("--secure-port={port}")])
+            .args([
+                "--bind-address=127.0.0.1",
+                "--advertise-address=127.0.0.1",
+                &format!("--secure-port={port}"),
+            ])
             .arg(flag("--tls-cert-file", &pki.certificate("apiserver")))
             .arg(flag("--tls-private-key-file", &pki.key("apiserver")))
             .arg(flag("--client-ca-file", &pki.certificate("ca")))
             .arg(flag("--service-account-key-file", &pki.service_account_public()))
             .arg(flag("--service-account-signing-key-file", &pki.key("sa")))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .args(["--authorization-mode=Node,RBAC", "--service-cluster-ip-range=10.96.0.0/16"])
-            .args(["--enable-admission-plugins=NodeRestriction", "--disable-admission-plugins=ServiceAccount"]);
+            .args([
+                "--authorization-mode=Node,RBAC",
+                "--service-cluster-ip-range=10.96.0.0/16",
+            ])
+            .args([
+                "--enable-admission-plugins=NodeRestriction",
+                "--disable-admission-plugins=ServiceAccount",
+            ]);
         let mut apiserver = Process::spawn("kube-apiserver", command, &dir.path().join("apiserver.log"))?;
 
         let kubeconfig = pki.kubeconfig("admin", port);
@@ -86,7 +101,10 @@ impl ControlPlane {
                 Err(error) => error,
             };
             if std::time::Instant::now() > deadline {
-                anyhow::bail!("kube-apiserver is not ready after {START_LIMIT:?}: {last}\n{}", apiserver.log_tail());
+                anyhow::bail!(
+                    "kube-apiserver is not ready after {START_LIMIT:?}: {last}\n{}",
+                    apiserver.log_tail()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -94,7 +112,11 @@ impl ControlPlane {
         let manager_config = dir.path().join("controller-manager.kubeconfig");
         std::fs::write(&manager_config, pki.kubeconfig("controller-manager", port))?;
         let mut command = binary("kube-controller-manager")?;
-        for name in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
+        for name in [
+            "--kubeconfig",
+            "--authentication-kubeconfig",
+            "--authorization-kubeconfig",
+        ] {
             command.arg(flag(name, &manager_config));
         }
         command
@@ -115,7 +137,13 @@ impl ControlPlane {
             })
         })
         .await?;
-        Ok(ControlPlane { _manager: manager, _apiserver: apiserver, _etcd: etcd, kubeconfig, _dir: dir })
+        Ok(ControlPlane {
+            _manager: manager,
+            _apiserver: apiserver,
+            _etcd: etcd,
+            kubeconfig,
+            _dir: dir,
+        })
     }
 
     /// An administrator's kubeconfig.
@@ -125,7 +153,8 @@ impl ControlPlane {
 }
 
 fn binary(name: &str) -> Result<Command> {
-    let path = crate::cached_binary(name).with_context(|| format!("{name} is not in .cache/bin: run scripts/controlplane"))?;
+    let path =
+        crate::cached_binary(name).with_context(|| format!("{name} is not in .cache/bin: run scripts/controlplane"))?;
     Ok(Command::new(path))
 }
 

@@ -23,7 +23,10 @@ pub struct Kubectl {
 /// The kubectls of this machine: the newest one that `scripts/deps` fetched and the machine's own.
 pub fn binaries() -> Vec<(String, PathBuf)> {
     let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for path in [crate::cached_binary("kubectl"), crate::program("kubectl")].into_iter().flatten() {
+    for path in [crate::cached_binary("kubectl"), crate::program("kubectl")]
+        .into_iter()
+        .flatten()
+    {
         if let Some(version) = version(&path)
             && !found.iter().any(|(known, _)| *known == version)
         {
@@ -35,9 +38,15 @@ pub fn binaries() -> Vec<(String, PathBuf)> {
 
 /// Minor version of a kubectl, such as "1.37".
 fn version(binary: &Path) -> Option<String> {
-    let output = std::process::Command::new(binary).args(["version", "--client", "-o", "json"]).output().ok()?;
+    let output = std::process::Command::new(binary)
+        .args(["version", "--client", "-o", "json"])
+        .output()
+        .ok()?;
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let git = version.pointer("/clientVersion/gitVersion")?.as_str()?.trim_start_matches('v');
+    let git = version
+        .pointer("/clientVersion/gitVersion")?
+        .as_str()?
+        .trim_start_matches('v');
     Some(git.split('.').take(2).collect::<Vec<_>>().join("."))
 }
 
@@ -47,7 +56,12 @@ impl Kubectl {
         std::fs::create_dir_all(directory)?;
         let file = directory.join("kubeconfig");
         std::fs::write(&file, kubeconfig)?;
-        Ok(Kubectl { binary: binary.to_owned(), kubeconfig: file, cache: directory.join("cache"), namespace: namespace.to_owned() })
+        Ok(Kubectl {
+            binary: binary.to_owned(),
+            kubeconfig: file,
+            cache: directory.join("cache"),
+            namespace: namespace.to_owned(),
+        })
     }
 
     /// A command that has not been started, for tests that watch.
@@ -72,7 +86,9 @@ impl Kubectl {
     pub async fn run(&self, arguments: &[&str], input: &str) -> Result<Output> {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {}", self.binary.display()))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {}", self.binary.display()))?;
         if let Some(mut stdin) = child.stdin.take() {
             // A command that reads no input may be gone already.
             let _ = stdin.write_all(input.as_bytes()).await;
@@ -93,7 +109,11 @@ impl Kubectl {
         let output = self.run(arguments, input).await?;
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
-            bail!("kubectl {} failed: {}{stdout}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "kubectl {} failed: {}{stdout}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         Ok(stdout)
     }
@@ -102,7 +122,11 @@ impl Kubectl {
     pub async fn fails(&self, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.run(arguments, input).await?;
         if output.status.success() {
-            bail!("kubectl {} should have failed; it printed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stdout));
+            bail!(
+                "kubectl {} should have failed; it printed: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }

@@ -9,7 +9,10 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
-#[command(name = "vmlet-e2e", about = "End-to-end scenarios of vmlet, and what they are made with")]
+#[command(
+    name = "vmlet-e2e",
+    about = "End-to-end scenarios of vmlet, and what they are made with"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,7 +49,12 @@ async fn control_plane(kubeconfig: &std::path::Path) -> Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let running = vmlet_e2e::controlplane::ControlPlane::start().await?;
     let temp = kubeconfig.with_extension("tmp");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temp)?;
     file.write_all(running.kubeconfig().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&temp, kubeconfig)?;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 
 /// A directory with a certificate authority, the API server's certificate, an administrator's and the
@@ -24,13 +24,24 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name = name("vmlet-e2e-ca", None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let certificate = params.self_signed(&key)?;
         std::fs::write(pki.certificate("ca"), certificate.pem())?;
         std::fs::write(pki.key("ca"), key.serialize_pem())?;
         let ca = Issuer::new(params, key);
 
-        let hosts = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", "10.96.0.1"];
+        let hosts = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+            "127.0.0.1",
+            "10.96.0.1",
+        ];
         let mut server = CertificateParams::new(hosts.map(String::from))?;
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server.distinguished_name = name("kube-apiserver", None);

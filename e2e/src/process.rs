@@ -38,8 +38,16 @@ pub struct Process {
 impl Process {
     /// Starts `command` in a process group of its own, with both outputs appended to `log`.
     pub fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Process> {
-        let out = File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open {}", log.display()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0);
         let parent = std::process::id();
         // SAFETY: the closure only makes system calls that are async-signal-safe, and allocates nothing.
         unsafe {
@@ -56,12 +64,18 @@ impl Process {
         }
         let program = command.get_program().to_owned();
         let (sender, answer) = mpsc::channel();
-        spawner().send((command, sender)).context("the thread that starts processes has ended")?;
+        spawner()
+            .send((command, sender))
+            .context("the thread that starts processes has ended")?;
         let child = answer
             .recv()
             .context("the thread that starts processes has ended")?
             .with_context(|| format!("start {name} ({})", program.display()))?;
-        Ok(Process { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Process id.
@@ -74,8 +88,14 @@ impl Process {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
-                let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
-                anyhow::bail!("{} has ended ({how}); its log ends with:\n{}", self.name, self.log_tail())
+                let how = status
+                    .signal()
+                    .map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+                anyhow::bail!(
+                    "{} has ended ({how}); its log ends with:\n{}",
+                    self.name,
+                    self.log_tail()
+                )
             }
         }
     }

@@ -35,7 +35,11 @@ impl Registry {
         // The port may be taken by someone else before the registry binds it.
         for _ in 0..3 {
             let dir = tempfile::Builder::new().prefix("vmlet-registry.").tempdir()?;
-            let mut registry = Registry { process: None, port: free_port()?, dir };
+            let mut registry = Registry {
+                process: None,
+                port: free_port()?,
+                dir,
+            };
             match registry.resume().await {
                 Ok(()) => return Ok(registry),
                 Err(error) => failure = Some(error),
@@ -63,7 +67,11 @@ impl Registry {
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while http.get(&url).send().await.is_err() {
             process.check()?;
-            anyhow::ensure!(std::time::Instant::now() < deadline, "docker-registry does not answer: {}", process.log_tail());
+            anyhow::ensure!(
+                std::time::Instant::now() < deadline,
+                "docker-registry does not answer: {}",
+                process.log_tail()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.process = Some(process);
@@ -86,7 +94,11 @@ impl Registry {
 
     /// All requests so far, oldest first.
     pub fn requests(&self) -> Vec<Request> {
-        std::fs::read_to_string(self.log()).unwrap_or_default().lines().filter_map(parse_access).collect()
+        std::fs::read_to_string(self.log())
+            .unwrap_or_default()
+            .lines()
+            .filter_map(parse_access)
+            .collect()
     }
 
     /// How often each blob of `repository` was fetched with success.
@@ -120,7 +132,11 @@ fn parse_access(line: &str) -> Option<Request> {
     let path = request.next()?;
     request.next()?.starts_with("HTTP/").then_some(())?;
     let status = parts.next()?.split_whitespace().next()?.parse().ok()?;
-    Some(Request { method: method.to_owned(), path: path.to_owned(), status })
+    Some(Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        status,
+    })
 }
 
 #[cfg(test)]
@@ -130,9 +146,16 @@ mod tests {
     #[test]
     fn an_access_log_line_is_read_and_other_lines_are_not() {
         let line = r#"127.0.0.1 - - [25/Nov/2026:15:49:00 +0000] "GET /v2/guest/blobs/sha256:ab HTTP/1.1" 200 12 "" "curl/7.88""#;
-        let expected = Request { method: "GET".into(), path: "/v2/guest/blobs/sha256:ab".into(), status: 200 };
+        let expected = Request {
+            method: "GET".into(),
+            path: "/v2/guest/blobs/sha256:ab".into(),
+            status: 200,
+        };
         assert_eq!(parse_access(line), Some(expected));
-        assert_eq!(parse_access(r#"time="2026" level=warning msg="No HTTP secret provided""#), None);
+        assert_eq!(
+            parse_access(r#"time="2026" level=warning msg="No HTTP secret provided""#),
+            None
+        );
         assert_eq!(parse_access(""), None);
     }
 }

@@ -41,5 +41,9 @@ where
 
 /// Done when `condition` holds for `state`; otherwise not yet, described by its Debug form.
 pub fn when<T: Debug>(state: T, condition: impl FnOnce(&T) -> bool) -> Seen<T> {
-    if condition(&state) { Seen::Done(state) } else { Seen::NotYet(format!("{state:?}")) }
+    if condition(&state) {
+        Seen::Done(state)
+    } else {
+        Seen::NotYet(format!("{state:?}"))
+    }
 }

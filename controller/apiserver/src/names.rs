@@ -53,9 +53,7 @@ fn name_part(text: &str) -> bool {
     let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
     edge(text.bytes().next())
         && edge(text.bytes().last())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// What keeps `key` from naming a label, annotation or finalizer.
@@ -117,7 +115,10 @@ pub fn metadata_errors(object: &Value, name_problems: fn(&str) -> Vec<String>) -
     }
     let name = text("name");
     if name.is_empty() {
-        errors.push(FieldError::required("metadata.name", "name or generateName is required"));
+        errors.push(FieldError::required(
+            "metadata.name",
+            "name or generateName is required",
+        ));
     } else {
         for problem in name_problems(name) {
             errors.push(FieldError::invalid("metadata.name", name, problem));
@@ -173,7 +174,11 @@ pub fn finalizer_warnings(added: &[String]) -> Vec<String> {
             warnings.push(format!("metadata.finalizers: \"{name}\": {problem}"));
         }
         if !name.contains('/') && !STANDARD.contains(&name.as_str()) {
-            let path = if name.contains('.') { " including a path (/)" } else { "" };
+            let path = if name.contains('.') {
+                " including a path (/)"
+            } else {
+                ""
+            };
             warnings.push(format!(
                 "metadata.finalizers: \"{name}\": prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers"
             ));

@@ -39,7 +39,11 @@ pub struct Subject<'a> {
 
 impl Subject<'_> {
     fn qualified(&self) -> String {
-        if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }
+        if self.group.is_empty() {
+            self.kind.to_owned()
+        } else {
+            format!("{}.{}", self.kind, self.group)
+        }
     }
 
     fn details(&self) -> Map<String, Value> {
@@ -54,12 +58,20 @@ impl Subject<'_> {
 }
 
 fn causes(causes: &[Cause]) -> Value {
-    causes.iter().map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field})).collect()
+    causes
+        .iter()
+        .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
+        .collect()
 }
 
 impl Failure {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Failure {
-        Failure { code, reason, message: message.into(), details: None }
+        Failure {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn about(mut self, subject: &Subject<'_>) -> Failure {
@@ -79,39 +91,66 @@ impl Failure {
 
     /// 404 for an object.
     pub fn not_found(subject: &Subject<'_>) -> Failure {
-        Failure::new(404, "NotFound", format!("{} \"{}\" not found", subject.qualified(), subject.name)).about(subject)
+        Failure::new(
+            404,
+            "NotFound",
+            format!("{} \"{}\" not found", subject.qualified(), subject.name),
+        )
+        .about(subject)
     }
 
     /// 405.
     pub fn method_not_allowed(subject: &Subject<'_>, verb: &str) -> Failure {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", subject.qualified());
+        let message = format!(
+            "{verb} is not supported on resources of kind \"{}\"",
+            subject.qualified()
+        );
         Failure::new(405, "MethodNotAllowed", message).about(&Subject { name: "", ..*subject })
     }
 
     /// 406.
     pub fn not_acceptable(accepted: &str) -> Failure {
-        Failure::new(406, "NotAcceptable", format!("only the following media types are accepted: {accepted}"))
+        Failure::new(
+            406,
+            "NotAcceptable",
+            format!("only the following media types are accepted: {accepted}"),
+        )
     }
 
     /// 409 for a name that is taken.
     pub fn already_exists(subject: &Subject<'_>) -> Failure {
-        Failure::new(409, "AlreadyExists", format!("{} \"{}\" already exists", subject.qualified(), subject.name)).about(subject)
+        Failure::new(
+            409,
+            "AlreadyExists",
+            format!("{} \"{}\" already exists", subject.qualified(), subject.name),
+        )
+        .about(subject)
     }
 
     /// 409, `why` ends the sentence.
     pub fn conflict(subject: &Subject<'_>, why: &str) -> Failure {
-        let message = format!("Operation cannot be fulfilled on {} \"{}\": {why}", subject.qualified(), subject.name);
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{}\": {why}",
+            subject.qualified(),
+            subject.name
+        );
         Failure::new(409, "Conflict", message).about(subject)
     }
 
     /// 409 of optimistic concurrency.
     pub fn modified(subject: &Subject<'_>) -> Failure {
-        Failure::conflict(subject, "the object has been modified; please apply your changes to the latest version and try again")
+        Failure::conflict(
+            subject,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
     }
 
     /// 409 of server-side apply; one (manager, path) pair per conflict.
     pub fn apply_conflict(message: String, conflicts: &[Cause]) -> Failure {
-        Failure { details: Some(json!({"causes": causes(conflicts)})), ..Failure::new(409, "Conflict", message) }
+        Failure {
+            details: Some(json!({"causes": causes(conflicts)})),
+            ..Failure::new(409, "Conflict", message)
+        }
     }
 
     /// 410: ask again without a version.
@@ -121,7 +160,11 @@ impl Failure {
 
     /// 413.
     pub fn too_large(limit: usize) -> Failure {
-        Failure::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
+        Failure::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: limit is {limit}"),
+        )
     }
 
     /// 415.
@@ -153,7 +196,10 @@ impl Failure {
     /// 422 for a patch that does not fit the object.
     pub fn unprocessable_patch() -> Failure {
         let message = "the server rejected our request due to an error in our request";
-        Failure { details: Some(json!({})), ..Failure::new(422, "Invalid", message) }
+        Failure {
+            details: Some(json!({})),
+            ..Failure::new(422, "Invalid", message)
+        }
     }
 
     /// 403; `why` ends the sentence.
@@ -182,7 +228,10 @@ impl Failure {
     pub fn version_too_large(asked: u64, current: u64) -> Failure {
         let cause = json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
         let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
-        Failure { details: Some(json!({"causes": cause, "retryAfterSeconds": 1})), ..Failure::new(504, "Timeout", message) }
+        Failure {
+            details: Some(json!({"causes": cause, "retryAfterSeconds": 1})),
+            ..Failure::new(504, "Timeout", message)
+        }
     }
 
     /// Seconds for a `Retry-After` header.
@@ -211,9 +260,11 @@ impl Failure {
             WriteError::Exists => Failure::already_exists(subject),
             WriteError::Missing => Failure::not_found(subject),
             WriteError::Changed => Failure::modified(subject),
-            WriteError::NamespaceMissing(name) => {
-                Failure::not_found(&Subject { group: "", kind: "namespaces", name: &name })
-            }
+            WriteError::NamespaceMissing(name) => Failure::not_found(&Subject {
+                group: "",
+                kind: "namespaces",
+                name: &name,
+            }),
             WriteError::NamespaceTerminating(name) => {
                 let cause = Cause {
                     reason: "NamespaceTerminating",
@@ -244,6 +295,10 @@ pub fn deleted(subject: &Subject<'_>, uid: &str) -> Value {
 
 impl From<crate::schema::FieldError> for Cause {
     fn from(error: crate::schema::FieldError) -> Self {
-        Cause { reason: error.kind.reason(), message: error.body(), field: error.field }
+        Cause {
+            reason: error.kind.reason(),
+            message: error.body(),
+            field: error.field,
+        }
     }
 }

@@ -38,7 +38,9 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Credential>, String> {
     }
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| "it is not JSON".to_owned())?;
     let auths = if value.get("auths").is_some() {
-        serde_json::from_value::<Config>(value).map_err(|_| "\"auths\" is not a map of credentials".to_owned())?.auths
+        serde_json::from_value::<Config>(value)
+            .map_err(|_| "\"auths\" is not a map of credentials".to_owned())?
+            .auths
     } else if value.is_object() {
         // Old style: the map itself. A new-style file without credentials has other keys, which are no entries.
         serde_json::from_value(value).unwrap_or_default()
@@ -51,13 +53,21 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Credential>, String> {
         let (username, password) = if entry.auth.is_empty() {
             (entry.username, entry.password)
         } else {
-            let decoded = STANDARD.decode(entry.auth.trim()).map_err(|_| format!("the auth for {registry} is not base64"))?;
+            let decoded = STANDARD
+                .decode(entry.auth.trim())
+                .map_err(|_| format!("the auth for {registry} is not base64"))?;
             let text = String::from_utf8(decoded).map_err(|_| format!("the auth for {registry} is not text"))?;
-            let (user, password) = text.split_once(':').ok_or_else(|| format!("the auth for {registry} is not user:password"))?;
+            let (user, password) = text
+                .split_once(':')
+                .ok_or_else(|| format!("the auth for {registry} is not user:password"))?;
             (user.to_owned(), password.trim_end_matches('\0').to_owned())
         };
         if !username.is_empty() {
-            credentials.push(Credential { registry, username, password });
+            credentials.push(Credential {
+                registry,
+                username,
+                password,
+            });
         }
     }
     Ok(credentials)
@@ -80,25 +90,45 @@ mod tests {
     #[test]
     fn what_kubectl_create_secret_docker_registry_writes_is_read() {
         let auth = STANDARD.encode("me:s:ecret");
-        let config = format!(r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{auth}"}},"r.example:5000":{{"username":"u","password":"p"}}}}}}"#);
+        let config = format!(
+            r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{auth}"}},"r.example:5000":{{"username":"u","password":"p"}}}}}}"#
+        );
         let found = parse(config.as_bytes()).expect("parses");
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].registry.as_str(), found[0].username.as_str(), found[0].password.as_str()), ("docker.io", "me", "s:ecret"));
+        assert_eq!(
+            (
+                found[0].registry.as_str(),
+                found[0].username.as_str(),
+                found[0].password.as_str()
+            ),
+            ("docker.io", "me", "s:ecret")
+        );
         assert_eq!(found[1].registry, "r.example:5000");
     }
 
     #[test]
     fn an_old_style_file_and_one_without_credentials_are_read() {
-        assert_eq!(parse(br#"{"r.example":{"username":"u","password":"p"}}"#).expect("parses").len(), 1);
+        assert_eq!(
+            parse(br#"{"r.example":{"username":"u","password":"p"}}"#)
+                .expect("parses")
+                .len(),
+            1
+        );
         assert!(parse(br#"{"credsStore":"desktop"}"#).expect("parses").is_empty());
         assert!(parse(br#"{"auths":{"r.example":{}}}"#).expect("parses").is_empty());
     }
 
     #[test]
     fn a_broken_file_is_refused_without_being_quoted() {
-        let bad = format!(r#"{{"auths":{{"r.example":{{"auth":"{}"}}}}}}"#, STANDARD.encode("hunter2"));
+        let bad = format!(
+            r#"{{"auths":{{"r.example":{{"auth":"{}"}}}}}}"#,
+            STANDARD.encode("hunter2")
+        );
         let message = parse(bad.as_bytes()).expect_err("no colon");
-        assert!(message.contains("r.example") && !message.contains("hunter2"), "{message}");
+        assert!(
+            message.contains("r.example") && !message.contains("hunter2"),
+            "{message}"
+        );
         assert!(parse(b"hunter2").is_err_and(|m| !m.contains("hunter2")));
     }
 }

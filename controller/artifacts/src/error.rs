@@ -84,7 +84,10 @@ impl Reason {
     /// Askers that name one digest share one pull; only such a failure makes the next asker's
     /// source and credentials worth a try.
     pub fn depends_on_asker(self) -> bool {
-        matches!(self, Reason::Unauthorized | Reason::NotFound | Reason::BadReference | Reason::ImportDisabled)
+        matches!(
+            self,
+            Reason::Unauthorized | Reason::NotFound | Reason::BadReference | Reason::ImportDisabled
+        )
     }
 }
 
@@ -115,22 +118,37 @@ pub struct PullError {
 impl PullError {
     /// An error whose kind follows from its reason.
     pub fn new(reason: Reason, message: impl Into<String>) -> PullError {
-        let kind = if reason.is_transient() { Kind::Transient { retry_after: None } } else { Kind::Terminal };
-        PullError { reason, message: message.into(), kind }
+        let kind = if reason.is_transient() {
+            Kind::Transient { retry_after: None }
+        } else {
+            Kind::Terminal
+        };
+        PullError {
+            reason,
+            message: message.into(),
+            kind,
+        }
     }
 
     /// The server said when to come back (429 or 503 with Retry-After).
     pub fn retry_after(reason: Reason, message: impl Into<String>, after: Duration) -> PullError {
-        PullError { reason, message: message.into(), kind: Kind::Transient { retry_after: Some(after) } }
+        PullError {
+            reason,
+            message: message.into(),
+            kind: Kind::Transient {
+                retry_after: Some(after),
+            },
+        }
     }
 
     /// An error of the local file system; a full disk gets its own reason.
     pub fn io(what: impl std::fmt::Display, error: &std::io::Error) -> PullError {
         use std::io::ErrorKind;
         match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                PullError::new(Reason::NoSpace, format!("{what}: {error}; free some space in the data directory"))
-            }
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => PullError::new(
+                Reason::NoSpace,
+                format!("{what}: {error}; free some space in the data directory"),
+            ),
             _ => PullError::new(Reason::StoreFailed, format!("{what}: {error}")),
         }
     }

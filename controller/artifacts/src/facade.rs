@@ -87,19 +87,37 @@ impl Artifacts {
             error: std::io::Error::other(error),
         })??;
         for intent in &found.interrupted {
-            tracing::info!(source = intent.source, digest = intent.digest, "a pull was cut off by the last exit");
+            tracing::info!(
+                source = intent.source,
+                digest = intent.digest,
+                "a pull was cut off by the last exit"
+            );
         }
-        let slots = Slots { resolves: PARALLEL_RESOLVES, pulls: config.max_parallel_pulls };
+        let slots = Slots {
+            resolves: PARALLEL_RESOLVES,
+            pulls: config.max_parallel_pulls,
+        };
         let manager = Manager::start(slots, rand::random(), body(store.clone(), work.clone()), wake);
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
-        Ok(Artifacts { inner: Arc::new(Inner { platform: config.platform.clone(), work, store, manager, stripes }) })
+        Ok(Artifacts {
+            inner: Arc::new(Inner {
+                platform: config.platform.clone(),
+                work,
+                store,
+                manager,
+                stripes,
+            }),
+        })
     }
 
     /// What a reference means now. The answer stays the same for this interest until it is
     /// released (or asks for something else): ask afresh to see a moved tag.
     pub async fn resolve(&self, who: &Interest, want: ResolveWant) -> State<Resolved> {
         let _turn = self.turn(who).await;
-        match self.resolved(who, Slot::Resolve, &want.source, None, &want.credentials).await {
+        match self
+            .resolved(who, Slot::Resolve, &want.source, None, &want.credentials)
+            .await
+        {
             Step::Waiting(waiting) => State::Waiting(waiting),
             Step::Ready(resolved) => State::Ready(resolved),
             Step::Failed(failure) => State::Failed(failure),
@@ -110,8 +128,18 @@ impl Artifacts {
     /// or a want of something else, and `who` has shown that it may have it. What is published and
     /// granted needs no network.
     pub async fn ensure_image(&self, who: &Interest, want: ImageWant) -> State<ImageDisk> {
-        let ImageWant { source, digest, credentials } = want;
-        let want = Want { kind: ArtefactKind::Image, source, digest, credentials, paths: KernelPaths::default() };
+        let ImageWant {
+            source,
+            digest,
+            credentials,
+        } = want;
+        let want = Want {
+            kind: ArtefactKind::Image,
+            source,
+            digest,
+            credentials,
+            paths: KernelPaths::default(),
+        };
         match self.ensure(who, want).await {
             Step::Ready(Artefact::Image(disk)) => State::Ready(disk),
             Step::Ready(Artefact::Kernel(_)) => State::Failed(mixed_up()),
@@ -122,9 +150,26 @@ impl Artifacts {
 
     /// A kernel, unpacked. Ready means the same as for [`Artifacts::ensure_image`].
     pub async fn ensure_kernel(&self, who: &Interest, want: KernelWant) -> State<KernelFiles> {
-        let KernelWant { source, digest, credentials, kernel_path, initrd_path, modules_path } = want;
-        let paths = KernelPaths { kernel: kernel_path, initrd: initrd_path, modules: modules_path };
-        let want = Want { kind: ArtefactKind::Kernel, source, digest, credentials, paths };
+        let KernelWant {
+            source,
+            digest,
+            credentials,
+            kernel_path,
+            initrd_path,
+            modules_path,
+        } = want;
+        let paths = KernelPaths {
+            kernel: kernel_path,
+            initrd: initrd_path,
+            modules: modules_path,
+        };
+        let want = Want {
+            kind: ArtefactKind::Kernel,
+            source,
+            digest,
+            credentials,
+            paths,
+        };
         match self.ensure(who, want).await {
             Step::Ready(Artefact::Kernel(files)) => State::Ready(files),
             Step::Ready(Artefact::Image(_)) => State::Failed(mixed_up()),
@@ -192,7 +237,10 @@ impl Artifacts {
         let mut proven = false;
         let digest = match self.known_digest(who, want, &source) {
             Some(digest) => digest,
-            None => match self.resolved(who, source_slot, &want.source, None, &want.credentials).await {
+            None => match self
+                .resolved(who, source_slot, &want.source, None, &want.credentials)
+                .await
+            {
                 Step::Ready(resolved) => {
                     proven = true;
                     resolved.digest.clone()
@@ -202,7 +250,10 @@ impl Artifacts {
             },
         };
         if !is_digest(&digest) {
-            let message = format!("{}: {digest:?} is not a digest; write sha256:<64 hex digits>", want.source);
+            let message = format!(
+                "{}: {digest:?} is not a digest; write sha256:<64 hex digits>",
+                want.source
+            );
             return Err(PullError::new(Reason::BadReference, message));
         }
         let id = self.identity(want, &digest, platform);
@@ -216,7 +267,10 @@ impl Artifacts {
         if !store.is_granted(&id, &proof.0) {
             // Made for somebody else: this asker's own source and credentials must be good for it too.
             if !proven {
-                match self.resolved(who, source_slot, &want.source, Some(digest), &want.credentials).await {
+                match self
+                    .resolved(who, source_slot, &want.source, Some(digest), &want.credentials)
+                    .await
+                {
                     Step::Ready(_) => {}
                     Step::Waiting(waiting) => return Ok(Step::Waiting(waiting)),
                     Step::Failed(failure) => return Ok(Step::Failed(failure)),
@@ -226,7 +280,10 @@ impl Artifacts {
             self.on_disk(move |store| store.grant(&id, &proof.0)).await?;
         }
         let (interest, pinned) = (who.clone(), id.clone());
-        if !self.on_disk(move |store| store.pin(&interest, &pinned, &source)).await? {
+        if !self
+            .on_disk(move |store| store.pin(&interest, &pinned, &source))
+            .await?
+        {
             let message = format!("{} was removed just now; it is made again", want.source);
             return Err(PullError::new(Reason::StoreFailed, message));
         }
@@ -244,13 +301,21 @@ impl Artifacts {
         if let Source::Http { sha256, .. } = &want.source {
             return Some(format!("sha256:{}", sha256.to_ascii_lowercase()));
         }
-        self.inner.store.pin_of(who, want.kind).filter(|pin| pin.source == source).map(|pin| pin.digest)
+        self.inner
+            .store
+            .pin_of(who, want.kind)
+            .filter(|pin| pin.source == source)
+            .map(|pin| pin.digest)
     }
 
     fn identity(&self, want: &Want, digest: &str, platform: &str) -> Id {
         // A file's hash and a manifest's digest are different things even when they look alike.
         let plain_file = matches!(want.source, Source::Http { .. });
-        let named = if plain_file { format!("file {digest}") } else { digest.to_string() };
+        let named = if plain_file {
+            format!("file {digest}")
+        } else {
+            digest.to_string()
+        };
         let id = match want.kind {
             ArtefactKind::Image => image_id(&named, platform, &self.inner.work.image_layout()),
             ArtefactKind::Kernel => kernel_id(&named, platform, &want.paths, &self.inner.work.kernel_layout()),
@@ -270,10 +335,26 @@ impl Artifacts {
         let proof = Proof::of(source, credentials, self.inner.store.key());
         let named = source_id(source, &platform);
         let key = hash(&[&named, digest.as_deref().unwrap_or_default(), &proof.0]);
-        let job = Job::Resolve { source: source.clone(), digest, platform, credentials: credentials.to_vec() };
-        let task = Task { job, id: None, proof: proof.0 };
-        let offer = Offer { id: key.clone(), registry: registry_of(source), job: task };
-        let asker = Asker { interest: who.clone(), slot };
+        let job = Job::Resolve {
+            source: source.clone(),
+            digest,
+            platform,
+            credentials: credentials.to_vec(),
+        };
+        let task = Task {
+            job,
+            id: None,
+            proof: proof.0,
+        };
+        let offer = Offer {
+            id: key.clone(),
+            registry: registry_of(source),
+            job: task,
+        };
+        let asker = Asker {
+            interest: who.clone(),
+            slot,
+        };
         match self.inner.manager.ensure(asker, Key::Resolve(key), offer).await {
             State::Ready(value) => match &*value {
                 Value::Resolved(resolved) => Step::Ready(resolved.clone()),
@@ -298,14 +379,42 @@ impl Artifacts {
         let offer_id = hash(&[&source_id(&source, &platform), &proof.0]);
         let registry = registry_of(&source);
         let (key, job) = match want.kind {
-            ArtefactKind::Image => (Key::Image(id.1.clone()), Job::Image { source, digest, platform, credentials }),
+            ArtefactKind::Image => (
+                Key::Image(id.1.clone()),
+                Job::Image {
+                    source,
+                    digest,
+                    platform,
+                    credentials,
+                },
+            ),
             ArtefactKind::Kernel => {
                 let paths = want.paths.clone();
-                (Key::Kernel(id.1.clone()), Job::Kernel { source, digest, platform, credentials, paths })
+                (
+                    Key::Kernel(id.1.clone()),
+                    Job::Kernel {
+                        source,
+                        digest,
+                        platform,
+                        credentials,
+                        paths,
+                    },
+                )
             }
         };
-        let offer = Offer { id: offer_id, registry, job: Task { job, id: Some(id), proof: proof.0 } };
-        let asker = Asker { interest: who.clone(), slot };
+        let offer = Offer {
+            id: offer_id,
+            registry,
+            job: Task {
+                job,
+                id: Some(id),
+                proof: proof.0,
+            },
+        };
+        let asker = Asker {
+            interest: who.clone(),
+            slot,
+        };
         match self.inner.manager.ensure(asker, key, offer).await {
             State::Waiting(waiting) => Step::Waiting(waiting),
             State::Failed(failure) => Step::Failed(failure),
@@ -316,7 +425,10 @@ impl Artifacts {
 
     fn platform<'a>(&'a self, source: &'a Source) -> &'a str {
         match source {
-            Source::Oci { platform: Some(platform), .. } => platform,
+            Source::Oci {
+                platform: Some(platform),
+                ..
+            } => platform,
             _ => &self.inner.platform,
         }
     }
@@ -334,13 +446,20 @@ impl Artifacts {
         let store = self.inner.store.clone();
         match tokio::task::spawn_blocking(move || f(&store)).await {
             Ok(result) => result.map_err(|error| PullError::io("artefact store", &error)),
-            Err(error) => Err(PullError::new(Reason::Internal, format!("the artefact store failed: {error}"))),
+            Err(error) => Err(PullError::new(
+                Reason::Internal,
+                format!("the artefact store failed: {error}"),
+            )),
         }
     }
 }
 
 fn failure(error: &PullError) -> Failure {
-    let pause = if error.is_terminal() { LONGEST_PAUSE } else { FIRST_PAUSE };
+    let pause = if error.is_terminal() {
+        LONGEST_PAUSE
+    } else {
+        FIRST_PAUSE
+    };
     Failure {
         reason: error.reason.as_str().to_string(),
         message: error.message.clone(),
@@ -350,5 +469,8 @@ fn failure(error: &PullError) -> Failure {
 }
 
 fn mixed_up() -> Failure {
-    failure(&PullError::new(Reason::Internal, "an answer of the wrong kind; please report this with the log"))
+    failure(&PullError::new(
+        Reason::Internal,
+        "an answer of the wrong kind; please report this with the log",
+    ))
 }

@@ -84,12 +84,21 @@ impl FromStr for Digest {
         let (algorithm, hex) = match text.split_once(':') {
             Some(("sha256", hex)) if hex.len() == 64 => (Algorithm::Sha256, hex),
             Some(("sha512", hex)) if hex.len() == 128 => (Algorithm::Sha512, hex),
-            _ => return Err(ParseError(format!("{text:.160?} is no digest: it must be sha256: and 64 hex digits"))),
+            _ => {
+                return Err(ParseError(format!(
+                    "{text:.160?} is no digest: it must be sha256: and 64 hex digits"
+                )));
+            }
         };
         if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(ParseError(format!("{text:.160?} is no digest: its hex digits must be lower case")));
+            return Err(ParseError(format!(
+                "{text:.160?} is no digest: its hex digits must be lower case"
+            )));
         }
-        Ok(Digest { algorithm, hex: hex.to_owned() })
+        Ok(Digest {
+            algorithm,
+            hex: hex.to_owned(),
+        })
     }
 }
 
@@ -120,8 +129,14 @@ impl Hasher {
     pub fn finish(self) -> Digest {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
-            Hasher::Sha256(hasher) => Digest { algorithm: Algorithm::Sha256, hex: hex(&hasher.finalize()) },
-            Hasher::Sha512(hasher) => Digest { algorithm: Algorithm::Sha512, hex: hex(&hasher.finalize()) },
+            Hasher::Sha256(hasher) => Digest {
+                algorithm: Algorithm::Sha256,
+                hex: hex(&hasher.finalize()),
+            },
+            Hasher::Sha512(hasher) => Digest {
+                algorithm: Algorithm::Sha512,
+                hex: hex(&hasher.finalize()),
+            },
         }
     }
 }
@@ -142,7 +157,11 @@ pub struct Reference {
 impl Reference {
     /// Host to talk to: Docker Hub's API has another name than its references.
     pub fn host(&self) -> &str {
-        if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
+        if self.registry == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            &self.registry
+        }
     }
 
     /// What to ask the registry for: the digest, or else the tag.
@@ -174,7 +193,9 @@ impl FromStr for Reference {
     /// The grammar of distribution/reference, with docker.io's defaults.
     fn from_str(text: &str) -> Result<Reference, ParseError> {
         let bad = |why: &str| {
-            ParseError(format!("{text:.300?} is no image reference: {why}; write it as registry/repository:tag"))
+            ParseError(format!(
+                "{text:.300?} is no image reference: {why}; write it as registry/repository:tag"
+            ))
         };
         if text.is_empty() {
             return Err(bad("it is empty"));
@@ -188,7 +209,8 @@ impl FromStr for Reference {
             _ => (name, None),
         };
         if let Some(tag) = tag {
-            let good = |(at, b): (usize, u8)| b.is_ascii_alphanumeric() || b == b'_' || (at > 0 && matches!(b, b'.' | b'-'));
+            let good =
+                |(at, b): (usize, u8)| b.is_ascii_alphanumeric() || b == b'_' || (at > 0 && matches!(b, b'.' | b'-'));
             if tag.is_empty() || tag.len() > 128 || !tag.bytes().enumerate().all(good) {
                 return Err(bad("its tag has characters that tags cannot have, or is too long"));
             }
@@ -204,7 +226,11 @@ impl FromStr for Reference {
         if !is_host(registry) {
             return Err(bad("its registry is no host name"));
         }
-        let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+        let registry = if registry == "index.docker.io" {
+            "docker.io"
+        } else {
+            registry
+        };
         let repository = if registry == "docker.io" && !repository.contains('/') {
             format!("library/{repository}")
         } else {
@@ -214,14 +240,21 @@ impl FromStr for Reference {
             return Err(bad("its repository is longer than 255 characters"));
         }
         if !repository.split('/').all(is_component) {
-            return Err(bad("its repository must be lower-case letters and digits, with single . _ - between them"));
+            return Err(bad(
+                "its repository must be lower-case letters and digits, with single . _ - between them",
+            ));
         }
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, None) => Some("latest".to_owned()),
             (None, Some(_)) => None,
         };
-        Ok(Reference { registry: registry.to_ascii_lowercase(), repository, tag, digest })
+        Ok(Reference {
+            registry: registry.to_ascii_lowercase(),
+            repository,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -281,14 +314,17 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Platform, ParseError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let good = |part: &&str| !part.is_empty() && part.len() <= 32 && part.bytes().all(|b| b.is_ascii_alphanumeric());
+        let good =
+            |part: &&str| !part.is_empty() && part.len() <= 32 && part.bytes().all(|b| b.is_ascii_alphanumeric());
         match parts[..] {
             [os, architecture] | [os, architecture, _] if parts.iter().all(good) => Ok(Platform {
                 os: os.to_owned(),
                 architecture: architecture.to_owned(),
                 variant: parts.get(2).map(|variant| (*variant).to_owned()),
             }),
-            _ => Err(ParseError(format!("{text:.100?} is no platform: write it as linux/amd64"))),
+            _ => Err(ParseError(format!(
+                "{text:.100?} is no platform: write it as linux/amd64"
+            ))),
         }
     }
 }
@@ -314,7 +350,10 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Reference>().expect(text).to_string(), whole);
         }
-        assert_eq!("alpine".parse::<Reference>().expect("good").host(), "registry-1.docker.io");
+        assert_eq!(
+            "alpine".parse::<Reference>().expect("good").host(),
+            "registry-1.docker.io"
+        );
     }
 
     #[test]
@@ -329,9 +368,28 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused() {
         for text in [
-            "", "Alpine", "a/Upper", "a:", "a:-x", "a b", "http://r.example/a", "a@sha256:12", "r.example/", "/a", "a//b",
-            "r.example:0/a", "r.example:99999/a", "../etc", "a..b", "a___b", "r.example/a@md5:00", "a:b:c", "-r.example/a",
-            "[::x]:1/a", "r.example/a?x=1", "a\n",
+            "",
+            "Alpine",
+            "a/Upper",
+            "a:",
+            "a:-x",
+            "a b",
+            "http://r.example/a",
+            "a@sha256:12",
+            "r.example/",
+            "/a",
+            "a//b",
+            "r.example:0/a",
+            "r.example:99999/a",
+            "../etc",
+            "a..b",
+            "a___b",
+            "r.example/a@md5:00",
+            "a:b:c",
+            "-r.example/a",
+            "[::x]:1/a",
+            "r.example/a?x=1",
+            "a\n",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

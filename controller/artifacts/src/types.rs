@@ -356,8 +356,11 @@ mod tests {
 
     #[test]
     fn a_credential_never_shows_its_password() {
-        let credential =
-            Credential { registry: "r.example".into(), username: "u".into(), password: "hunter2".into() };
+        let credential = Credential {
+            registry: "r.example".into(),
+            username: "u".into(),
+            password: "hunter2".into(),
+        };
         let want = ResolveWant {
             source: Source::Path { path: "x".into() },
             credentials: vec![credential],
@@ -367,7 +370,10 @@ mod tests {
 
     #[test]
     fn a_signed_url_is_shown_without_its_signature() {
-        let source = Source::Http { url: "https://h.example/a?sig=secret#f".into(), sha256: String::new() };
+        let source = Source::Http {
+            url: "https://h.example/a?sig=secret#f".into(),
+            sha256: String::new(),
+        };
         assert_eq!(source.to_string(), "https://h.example/a");
     }
 }

@@ -20,7 +20,11 @@ fn layers() -> Vec<Vec<u8>> {
         .hardlink("bin/same", "bin/app")
         .symlink("sbin", "bin")
         .done();
-    let upper = Tar::new().file("etc/.wh.gone", 0o644, b"").file("etc/changed", 0o600, b"new\n").file("sbin/added", 0o755, b"through the link\n").done();
+    let upper = Tar::new()
+        .file("etc/.wh.gone", 0o644, b"")
+        .file("etc/changed", 0o600, b"new\n")
+        .file("sbin/added", 0o755, b"through the link\n")
+        .done();
     vec![lower, upper]
 }
 
@@ -31,8 +35,14 @@ async fn an_image_of_two_layers_becomes_a_clean_disk_with_the_merged_tree() {
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
-    let want = ImageWant { source: registry.source("team/app"), digest: None, credentials: Vec::new() };
-    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await.unwrap();
+    let want = ImageWant {
+        source: registry.source("team/app"),
+        digest: None,
+        credentials: Vec::new(),
+    };
+    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap();
 
     assert_eq!(disk.digest, digest);
     assert_eq!(disk.config.entrypoint, ["/bin/app"]);
@@ -40,29 +50,51 @@ async fn an_image_of_two_layers_becomes_a_clean_disk_with_the_merged_tree() {
     check(&disk.path);
     assert_eq!(debugfs(&disk.path, "cat /etc/changed"), "new\n");
     assert_eq!(debugfs(&disk.path, "cat /bin/added"), "through the link\n");
-    assert_eq!(debugfs(&disk.path, "cat /bin/same").as_bytes(), b"0123456789abcdef".repeat(40_000));
+    assert_eq!(
+        debugfs(&disk.path, "cat /bin/same").as_bytes(),
+        b"0123456789abcdef".repeat(40_000)
+    );
     let etc = debugfs(&disk.path, "ls -p /etc");
-    assert!(etc.contains("/100600/1000/1001/changed/") && !etc.contains("gone"), "{etc}");
+    assert!(
+        etc.contains("/100600/1000/1001/changed/") && !etc.contains("gone"),
+        "{etc}"
+    );
     let app = debugfs(&disk.path, "stat /bin/app");
     assert!(app.contains("Mode:  04755") && app.contains("Links: 2"), "{app}");
     assert!(debugfs(&disk.path, "stat /sbin").contains("\"bin\""));
     // What was downloaded is not kept beside the disk.
-    assert_eq!(std::fs::read_dir(dir.path().join("artifacts/blobs")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("artifacts/blobs")).unwrap().count(),
+        0
+    );
     artifacts.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_layers_than_transfers_at_a_time_and_one_layer_twice_are_merged_in_order() {
     let Some(registry) = Registry::start() else { return };
-    let mut tars: Vec<Vec<u8>> = (0..11).map(|n| Tar::new().file("last", 0o644, format!("{n}\n").as_bytes()).file(&format!("f{n}"), 0o644, b"").done()).collect();
+    let mut tars: Vec<Vec<u8>> = (0..11)
+        .map(|n| {
+            Tar::new()
+                .file("last", 0o644, format!("{n}\n").as_bytes())
+                .file(&format!("f{n}"), 0o644, b"")
+                .done()
+        })
+        .collect();
     tars.push(tars[3].clone());
     tars.push(tars[3].clone());
     registry.image("many", &tars).await;
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
-    let want = ImageWant { source: registry.source("many"), digest: None, credentials: Vec::new() };
-    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await.unwrap();
+    let want = ImageWant {
+        source: registry.source("many"),
+        digest: None,
+        credentials: Vec::new(),
+    };
+    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap();
     check(&disk.path);
     assert_eq!(debugfs(&disk.path, "cat /last"), "3\n");
     let root = debugfs(&disk.path, "ls -p /");
@@ -74,14 +106,27 @@ async fn more_layers_than_transfers_at_a_time_and_one_layer_twice_are_merged_in_
 async fn a_layer_that_is_not_what_the_configuration_names_publishes_nothing() {
     let Some(registry) = Registry::start() else { return };
     let tars = layers();
-    let lie = vec![Digest::sha256(b"something else").to_string(), Digest::sha256(&tars[1]).to_string()];
+    let lie = vec![
+        Digest::sha256(b"something else").to_string(),
+        Digest::sha256(&tars[1]).to_string(),
+    ];
     registry.image_with("liar", &tars, &lie).await;
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
-    let want = ImageWant { source: registry.source("liar"), digest: None, credentials: Vec::new() };
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await.unwrap_err();
-    assert_eq!((failure.reason.as_str(), failure.terminal), ("WrongDigest", true), "{failure:?}");
+    let want = ImageWant {
+        source: registry.source("liar"),
+        digest: None,
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failure.reason.as_str(), failure.terminal),
+        ("WrongDigest", true),
+        "{failure:?}"
+    );
     assert!(artifacts.inventory().await.is_empty());
     assert_eq!(std::fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count(), 0);
     artifacts.shutdown().await;
@@ -94,11 +139,22 @@ async fn a_missing_tag_and_another_platform_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
-    let mut want = ImageWant { source: registry.source("nothing/here"), digest: None, credentials: Vec::new() };
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await.unwrap_err();
+    let mut want = ImageWant {
+        source: registry.source("nothing/here"),
+        digest: None,
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "NotFound", "{failure:?}");
-    want.source = Source::Oci { reference: format!("{}/team/app", registry.address), platform: Some("linux/arm64".into()) };
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await.unwrap_err();
+    want.source = Source::Oci {
+        reference: format!("{}/team/app", registry.address),
+        platform: Some("linux/arm64".into()),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "UnsupportedPlatform", "{failure:?}");
     artifacts.shutdown().await;
 }
@@ -128,7 +184,10 @@ async fn an_image_built_into_a_file_has_the_asked_size_and_leaves_nothing_else()
     build.output = output.clone();
     build.reference = format!("{}/team/none", registry.address);
     assert!(build_image_file(build, Progress::default()).await.is_err());
-    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(names, ["disk.img"]);
     check(&output);
 }

@@ -27,12 +27,20 @@ fn write_layout(layout: &Path) -> String {
         "os": "linux", "architecture": "amd64",
         "rootfs": { "type": "layers", "diff_ids": [Digest::sha256(&tar).to_string()] },
     });
-    let config = blob(layout, "application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config).unwrap());
+    let config = blob(
+        layout,
+        "application/vnd.oci.image.config.v1+json",
+        &serde_json::to_vec(&config).unwrap(),
+    );
     let layer = blob(layout, "application/vnd.oci.image.layer.v1.tar", &tar);
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
     let manifest = blob(layout, MANIFEST, &serde_json::to_vec(&manifest).unwrap());
     let digest = manifest["digest"].as_str().unwrap().to_owned();
-    fs::write(layout.join("index.json"), serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [manifest] })).unwrap()).unwrap();
+    fs::write(
+        layout.join("index.json"),
+        serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [manifest] })).unwrap(),
+    )
+    .unwrap();
     digest
 }
 
@@ -45,7 +53,11 @@ async fn open(dir: &Path, import: Option<&Path>) -> (Artifacts, mpsc::Receiver<I
 }
 
 fn want(path: &str) -> ImageWant {
-    ImageWant { source: Source::Path { path: path.into() }, digest: None, credentials: Vec::new() }
+    ImageWant {
+        source: Source::Path { path: path.into() },
+        digest: None,
+        credentials: Vec::new(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +67,9 @@ async fn a_layout_in_the_import_directory_becomes_a_disk() {
     let digest = write_layout(&import.join("images/app"));
     let (artifacts, mut woken) = open(dir.path(), Some(&import)).await;
     let who = Interest("vm-1".into());
-    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want("images/app"))).await.unwrap();
+    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want("images/app")))
+        .await
+        .unwrap();
     assert_eq!(disk.digest, digest);
     check(&disk.path);
     assert_eq!(debugfs(&disk.path, "cat /hello"), "imported\n");
@@ -73,9 +87,14 @@ async fn nothing_outside_of_the_import_directory_is_reached() {
     std::os::unix::fs::symlink(outside.join("index.json"), import.join("inner/index.json")).unwrap();
     let (artifacts, mut woken) = open(dir.path(), Some(&import)).await;
     let absolute = outside.to_str().unwrap();
-    for (n, path) in ["../outside", "inner/../../outside", "link", absolute, "inner"].into_iter().enumerate() {
+    for (n, path) in ["../outside", "inner/../../outside", "link", absolute, "inner"]
+        .into_iter()
+        .enumerate()
+    {
         let who = Interest(format!("vm-{n}"));
-        let failure = settle(&mut woken, || artifacts.ensure_image(&who, want(path))).await.unwrap_err();
+        let failure = settle(&mut woken, || artifacts.ensure_image(&who, want(path)))
+            .await
+            .unwrap_err();
         assert_eq!(failure.reason, "BadReference", "{path}: {failure:?}");
     }
     artifacts.shutdown().await;
@@ -88,7 +107,9 @@ async fn without_an_import_directory_and_with_a_damaged_blob_nothing_is_imported
     write_layout(&import.join("app"));
     let (artifacts, mut woken) = open(dir.path(), None).await;
     let who = Interest("vm-1".into());
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want("app"))).await.unwrap_err();
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want("app")))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "ImportDisabled", "{failure:?}");
     artifacts.shutdown().await;
 
@@ -98,7 +119,9 @@ async fn without_an_import_directory_and_with_a_damaged_blob_nothing_is_imported
     fs::write(layer, changed).unwrap();
     let other = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(other.path(), Some(&import)).await;
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want("app"))).await.unwrap_err();
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want("app")))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "WrongDigest", "{failure:?}");
     assert!(artifacts.inventory().await.is_empty());
     artifacts.shutdown().await;

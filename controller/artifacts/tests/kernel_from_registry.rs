@@ -11,11 +11,25 @@ const VERSION: &str = "6.1.0-test";
 
 async fn push(registry: &Registry, repository: &str, kernel: &[u8], modules: &[u8]) -> String {
     let config = json!({ "version": VERSION, "architecture": "amd64", "bootFormat": "pvhElf" });
-    let config = registry.blob(repository, "application/vnd.vmlet.kernel.config.v1+json", &serde_json::to_vec(&config).unwrap()).await;
+    let config = registry
+        .blob(
+            repository,
+            "application/vnd.vmlet.kernel.config.v1+json",
+            &serde_json::to_vec(&config).unwrap(),
+        )
+        .await;
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
     let layers = [
-        registry.blob(repository, "application/vnd.vmlet.kernel.image.v1+zstd", &zstd(kernel)).await,
-        registry.blob(repository, "application/vnd.vmlet.kernel.modules.v1.tar+zstd", &zstd(modules)).await,
+        registry
+            .blob(repository, "application/vnd.vmlet.kernel.image.v1+zstd", &zstd(kernel))
+            .await,
+        registry
+            .blob(
+                repository,
+                "application/vnd.vmlet.kernel.modules.v1.tar+zstd",
+                &zstd(modules),
+            )
+            .await,
     ];
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.vmlet.kernel.v1",
@@ -26,7 +40,14 @@ async fn push(registry: &Registry, repository: &str, kernel: &[u8], modules: &[u
 
 fn want(registry: &Registry, repository: &str) -> KernelWant {
     let source = registry.source(repository);
-    KernelWant { source, digest: None, credentials: Vec::new(), kernel_path: None, initrd_path: None, modules_path: None }
+    KernelWant {
+        source,
+        digest: None,
+        credentials: Vec::new(),
+        kernel_path: None,
+        initrd_path: None,
+        modules_path: None,
+    }
 }
 
 fn modules() -> Vec<u8> {
@@ -49,8 +70,13 @@ async fn a_kernel_artefact_becomes_a_kernel_a_tar_and_a_disk_of_its_modules() {
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
-    let files = settle(&mut woken, || artifacts.ensure_kernel(&who, want(&registry, "kernel"))).await.unwrap();
-    assert_eq!((files.digest.as_str(), files.version.as_str(), files.boot_format), (digest.as_str(), VERSION, BootFormat::PvhElf));
+    let files = settle(&mut woken, || artifacts.ensure_kernel(&who, want(&registry, "kernel")))
+        .await
+        .unwrap();
+    assert_eq!(
+        (files.digest.as_str(), files.version.as_str(), files.boot_format),
+        (digest.as_str(), VERSION, BootFormat::PvhElf)
+    );
     assert_eq!(std::fs::read(&files.kernel).unwrap(), kernel);
     assert_eq!(std::fs::read(files.modules_tar.as_ref().unwrap()).unwrap(), modules());
     let disk = files.modules_disk.as_ref().unwrap();
@@ -67,12 +93,25 @@ async fn a_kernel_of_another_format_and_files_elsewhere_than_among_the_modules_a
     let (artifacts, mut woken) = open(dir.path()).await;
     let who = Interest("vm-1".into());
     push(&registry, "text", b"no kernel", &modules()).await;
-    let failure = settle(&mut woken, || artifacts.ensure_kernel(&who, want(&registry, "text"))).await.unwrap_err();
+    let failure = settle(&mut woken, || artifacts.ensure_kernel(&who, want(&registry, "text")))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "Malformed", "{failure:?}");
-    push(&registry, "stray", b"\x7fELF", &Tar::new().file("etc/passwd", 0o644, b"x").done()).await;
+    push(
+        &registry,
+        "stray",
+        b"\x7fELF",
+        &Tar::new().file("etc/passwd", 0o644, b"x").done(),
+    )
+    .await;
     let other = Interest("vm-2".into());
-    let failure = settle(&mut woken, || artifacts.ensure_kernel(&other, want(&registry, "stray"))).await.unwrap_err();
-    assert!(failure.reason == "Malformed" && failure.message.contains("etc/passwd"), "{failure:?}");
+    let failure = settle(&mut woken, || artifacts.ensure_kernel(&other, want(&registry, "stray")))
+        .await
+        .unwrap_err();
+    assert!(
+        failure.reason == "Malformed" && failure.message.contains("etc/passwd"),
+        "{failure:?}"
+    );
     assert!(artifacts.inventory().await.is_empty());
     artifacts.shutdown().await;
 }
@@ -84,12 +123,20 @@ async fn an_image_is_no_kernel_artefact_and_a_kernel_artefact_no_image() {
     let (artifacts, mut woken) = open(dir.path()).await;
     push(&registry, "kernel", b"\x7fELF", &modules()).await;
     let who = Interest("vm-1".into());
-    let image = ImageWant { source: registry.source("kernel"), digest: None, credentials: Vec::new() };
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, image.clone())).await.unwrap_err();
+    let image = ImageWant {
+        source: registry.source("kernel"),
+        digest: None,
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, image.clone()))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "UnsupportedFormat", "{failure:?}");
     registry.image("image", &[modules()]).await;
     let other = Interest("vm-2".into());
-    let failure = settle(&mut woken, || artifacts.ensure_kernel(&other, want(&registry, "image"))).await.unwrap_err();
+    let failure = settle(&mut woken, || artifacts.ensure_kernel(&other, want(&registry, "image")))
+        .await
+        .unwrap_err();
     assert_eq!(failure.reason, "UnsupportedFormat", "{failure:?}");
     artifacts.shutdown().await;
 }

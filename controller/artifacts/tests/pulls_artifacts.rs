@@ -49,9 +49,15 @@ impl Work for Hand {
         let script = self.0.clone();
         async move {
             let (what, source, credentials) = match &job {
-                Job::Resolve { source, credentials, .. } => ("resolve", source, credentials),
-                Job::Image { source, credentials, .. } => ("image", source, credentials),
-                Job::Kernel { source, credentials, .. } => ("kernel", source, credentials),
+                Job::Resolve {
+                    source, credentials, ..
+                } => ("resolve", source, credentials),
+                Job::Image {
+                    source, credentials, ..
+                } => ("image", source, credentials),
+                Job::Kernel {
+                    source, credentials, ..
+                } => ("kernel", source, credentials),
             };
             script.jobs.lock().unwrap().push(format!("{what} {source}"));
             if source.to_string().starts_with("private/") && !credentials.iter().any(|c| c.password == "right") {
@@ -83,8 +89,15 @@ impl Work for Hand {
                     compressed_size: 4,
                 }),
                 Job::Image { .. } => {
-                    let config = ImageConfig { cmd: vec!["/bin/sh".into()], ..ImageConfig::default() };
-                    Output::Image(BuiltImage { disk: "data".into(), content_hash: digest(), config })
+                    let config = ImageConfig {
+                        cmd: vec!["/bin/sh".into()],
+                        ..ImageConfig::default()
+                    };
+                    Output::Image(BuiltImage {
+                        disk: "data".into(),
+                        content_hash: digest(),
+                        config,
+                    })
                 }
                 Job::Kernel { .. } => Output::Kernel(BuiltKernel {
                     kernel: "data".into(),
@@ -110,17 +123,34 @@ async fn open(dir: &Path) -> Bench {
     let script = Arc::new(Scripted::default());
     let (wake, wakes) = mpsc::channel(8);
     let config = Config::new(dir.join("artifacts"));
-    let artifacts = Artifacts::open_with(&config, Arc::new(Hand(script.clone())), wake).await.unwrap();
-    Bench { script, artifacts, wakes }
+    let artifacts = Artifacts::open_with(&config, Arc::new(Hand(script.clone())), wake)
+        .await
+        .unwrap();
+    Bench {
+        script,
+        artifacts,
+        wakes,
+    }
 }
 
 fn oci(reference: &str) -> Source {
-    Source::Oci { reference: reference.into(), platform: None }
+    Source::Oci {
+        reference: reference.into(),
+        platform: None,
+    }
 }
 
 fn image(reference: &str, password: Option<&str>) -> ImageWant {
-    let credential = |p: &str| Credential { registry: "docker.io".into(), username: "u".into(), password: p.into() };
-    ImageWant { source: oci(reference), digest: Some(digest()), credentials: password.map(credential).into_iter().collect() }
+    let credential = |p: &str| Credential {
+        registry: "docker.io".into(),
+        username: "u".into(),
+        password: p.into(),
+    };
+    ImageWant {
+        source: oci(reference),
+        digest: Some(digest()),
+        credentials: password.map(credential).into_iter().collect(),
+    }
 }
 
 fn who(name: &str) -> Interest {
@@ -147,7 +177,10 @@ fn ready<T: std::fmt::Debug>(state: State<T>) -> Arc<T> {
 }
 
 fn leftovers(dir: &Path) -> usize {
-    ["tmp", "intents"].iter().map(|d| fs::read_dir(dir.join("artifacts").join(d)).unwrap().count()).sum()
+    ["tmp", "intents"]
+        .iter()
+        .map(|d| fs::read_dir(dir.join("artifacts").join(d)).unwrap().count())
+        .sum()
 }
 
 #[tokio::test]
@@ -161,7 +194,10 @@ async fn a_pulled_image_is_ready_again_after_a_restart_without_any_work() {
     assert_eq!(leftovers(temp.path()), 0);
     drop(b);
     let b = open(temp.path()).await;
-    assert_eq!(ready(b.artifacts.ensure_image(&who("vm"), image("debian", None)).await), disk);
+    assert_eq!(
+        ready(b.artifacts.ensure_image(&who("vm"), image("debian", None)).await),
+        disk
+    );
     assert_eq!(b.artifacts.inventory().await[0].users, [who("vm")]);
     assert!(b.script.log().is_empty());
 }
@@ -175,14 +211,21 @@ async fn a_private_image_in_the_store_is_not_for_those_who_could_not_pull_it() {
         panic!("the thief got it")
     };
     assert_eq!(failure.reason, "Unauthorized");
-    assert!(matches!(b.settled("nobody", image("private/i", None)).await, State::Failed(_)));
+    assert!(matches!(
+        b.settled("nobody", image("private/i", None)).await,
+        State::Failed(_)
+    ));
     // Another reference that its asker may pull and that has the same digest is proof enough; nothing is pulled twice.
     ready(b.settled("friend", image("public/i", None)).await);
     assert_eq!(b.script.log().iter().filter(|j| j.starts_with("image")).count(), 1);
     // The owner needs no network, not even after a restart.
     drop(b);
     let b = open(temp.path()).await;
-    ready(b.artifacts.ensure_image(&who("owner2"), image("private/i", Some("right"))).await);
+    ready(
+        b.artifacts
+            .ensure_image(&who("owner2"), image("private/i", Some("right")))
+            .await,
+    );
     assert!(b.script.log().is_empty());
 }
 
@@ -190,7 +233,11 @@ async fn a_private_image_in_the_store_is_not_for_those_who_could_not_pull_it() {
 async fn a_tag_or_path_is_resolved_first_and_its_pin_answers_after_a_restart() {
     let temp = tempfile::tempdir().unwrap();
     let mut b = open(temp.path()).await;
-    let want = ImageWant { source: Source::Path { path: "x.tar".into() }, digest: None, credentials: vec![] };
+    let want = ImageWant {
+        source: Source::Path { path: "x.tar".into() },
+        digest: None,
+        credentials: vec![],
+    };
     ready(b.settled("vm", want.clone()).await);
     assert_eq!(b.script.log(), ["resolve path x.tar", "image path x.tar"]);
     drop(b);
@@ -198,7 +245,11 @@ async fn a_tag_or_path_is_resolved_first_and_its_pin_answers_after_a_restart() {
     ready(b.artifacts.ensure_image(&who("vm"), want.clone()).await);
     assert!(b.script.log().is_empty(), "the pin knows the digest");
     ready(b.settled("other", want).await);
-    assert_eq!(b.script.log(), ["resolve path x.tar"], "another asker resolves for itself, but pulls nothing");
+    assert_eq!(
+        b.script.log(),
+        ["resolve path x.tar"],
+        "another asker resolves for itself, but pulls nothing"
+    );
 }
 
 #[tokio::test]
@@ -239,7 +290,9 @@ async fn a_panicking_pull_is_over_only_when_its_threads_have_ended() {
     let temp = tempfile::tempdir().unwrap();
     let mut b = open(temp.path()).await;
     b.script.panic_with_thread.store(true, Ordering::SeqCst);
-    let State::Failed(failure) = b.settled("vm", image("debian", None)).await else { panic!("no failure") };
+    let State::Failed(failure) = b.settled("vm", image("debian", None)).await else {
+        panic!("no failure")
+    };
     assert!(failure.message.contains("scripted panic"), "{}", failure.message);
     assert!(b.script.thread_ended.load(Ordering::SeqCst));
     assert_eq!(leftovers(temp.path()), 0);
@@ -250,7 +303,10 @@ async fn what_is_unpinned_can_be_collected_and_is_made_again_when_wanted() {
     let temp = tempfile::tempdir().unwrap();
     let mut b = open(temp.path()).await;
     ready(b.settled("vm", image("debian", None)).await);
-    assert!(b.artifacts.collect(Duration::ZERO).await.unwrap().is_empty(), "it is pinned");
+    assert!(
+        b.artifacts.collect(Duration::ZERO).await.unwrap().is_empty(),
+        "it is pinned"
+    );
     b.artifacts.unpin(&who("vm")).await.unwrap();
     b.artifacts.unpin(&who("vm")).await.unwrap();
     assert_eq!(b.artifacts.collect(Duration::ZERO).await.unwrap().len(), 1);
@@ -264,7 +320,9 @@ async fn a_digest_that_is_none_is_refused_and_never_becomes_a_path() {
     let b = open(temp.path()).await;
     let mut want = image("debian", None);
     want.digest = Some("sha256:../../etc".into());
-    let State::Failed(failure) = b.artifacts.ensure_image(&who("vm"), want).await else { panic!("accepted") };
+    let State::Failed(failure) = b.artifacts.ensure_image(&who("vm"), want).await else {
+        panic!("accepted")
+    };
     assert_eq!((failure.reason.as_str(), failure.terminal), ("BadReference", true));
     assert!(b.script.log().is_empty());
 }

@@ -23,16 +23,27 @@ fn key(n: u8) -> Key {
 
 fn asker(n: u8, key: &Key) -> Asker {
     let slot = if key.keeps_result() { Slot::Resolve } else { Slot::Image };
-    Asker { interest: Interest(format!("uid{n}")), slot }
+    Asker {
+        interest: Interest(format!("uid{n}")),
+        slot,
+    }
 }
 
 fn offer(n: u8) -> Offer<String> {
-    Offer { id: format!("offer{n}"), registry: Some(format!("registry{}", n % 2)), job: format!("job{n}") }
+    Offer {
+        id: format!("offer{n}"),
+        registry: Some(format!("registry{}", n % 2)),
+        job: format!("job{n}"),
+    }
 }
 
 fn ensure(who: u8, what: u8, how: u8) -> Input<String, u32> {
     let key = key(what);
-    Input::Ensure { asker: asker(who, &key), key, offer: offer(how) }
+    Input::Ensure {
+        asker: asker(who, &key),
+        key,
+        offer: offer(how),
+    }
 }
 
 fn starts(effects: &[Effect<String>]) -> Vec<(RunId, String)> {
@@ -86,7 +97,11 @@ struct Model {
 
 impl Model {
     fn wanting(&self, key: &Key) -> BTreeSet<String> {
-        self.wants.iter().filter(|(_, k)| *k == key).map(|(a, _)| a.interest.0.clone()).collect()
+        self.wants
+            .iter()
+            .filter(|(_, k)| *k == key)
+            .map(|(a, _)| a.interest.0.clone())
+            .collect()
     }
 
     fn see(&mut self, effects: &[Effect<String>]) {
@@ -97,7 +112,11 @@ impl Model {
                     assert!(!self.wanting(key).is_empty(), "started for nobody: {key:?}");
                     self.runs.insert(*run, (key.clone(), false));
                     let alive = self.runs.values().filter(|(k, _)| k.lane() == key.lane()).count();
-                    let slots = if key.lane() == Lane::Resolve { SLOTS.resolves } else { SLOTS.pulls };
+                    let slots = if key.lane() == Lane::Resolve {
+                        SLOTS.resolves
+                    } else {
+                        SLOTS.pulls
+                    };
                     assert!(alive <= slots, "S4: {alive} runs in {slots} slots");
                 }
                 Effect::Cancel { run } => {
@@ -117,7 +136,10 @@ impl Model {
         known.extend(self.runs.values().map(|(k, _)| k));
         assert_eq!(core.len(), known.len(), "S7: entries that nobody wants");
         for (key, cancelled) in self.runs.values() {
-            assert!(*cancelled || !self.wanting(key).is_empty(), "L4: a run that nobody wants is not cancelled");
+            assert!(
+                *cancelled || !self.wanting(key).is_empty(),
+                "L4: a run that nobody wants is not cancelled"
+            );
         }
         let mut earliest = None;
         for key in self.wants.values() {
@@ -125,7 +147,11 @@ impl Model {
             match core.view(key).expect("a wanted key is known") {
                 View::Queued { .. } if !alive => {
                     let busy = self.runs.values().filter(|(k, _)| k.lane() == key.lane()).count();
-                    let slots = if key.lane() == Lane::Resolve { SLOTS.resolves } else { SLOTS.pulls };
+                    let slots = if key.lane() == Lane::Resolve {
+                        SLOTS.resolves
+                    } else {
+                        SLOTS.pulls
+                    };
                     assert_eq!(busy, slots, "S5: {key:?} waits beside a free slot");
                 }
                 View::Paused { until, .. } => earliest = Some(earliest.map_or(until, |e: Duration| e.min(until))),
@@ -133,7 +159,10 @@ impl Model {
                 _ => {}
             }
         }
-        assert_eq!(self.alarm, earliest, "L2: the alarm stands at the earliest pause's end (now {now:?})");
+        assert_eq!(
+            self.alarm, earliest,
+            "L2: the alarm stands at the earliest pause's end (now {now:?})"
+        );
     }
 
     fn done(&mut self, core: &mut TestCore, now: Duration, run: RunId, result: Result<u32, PullError>) {
@@ -229,9 +258,17 @@ proptest! {
 #[test]
 fn twenty_askers_share_one_run_and_are_each_told_once() {
     let mut core = TestCore::new(SLOTS, 0);
-    let started: usize = (0..20).map(|n| starts(&core.handle(secs(0), ensure(n, 1, 0))).len()).sum();
+    let started: usize = (0..20)
+        .map(|n| starts(&core.handle(secs(0), ensure(n, 1, 0))).len())
+        .sum();
     assert_eq!(started, 1);
-    let effects = core.handle(secs(1), Input::Done { run: RunId(1), result: Ok(1) });
+    let effects = core.handle(
+        secs(1),
+        Input::Done {
+            run: RunId(1),
+            result: Ok(1),
+        },
+    );
     assert_eq!(wakes(&effects).len(), 20);
     assert!(core.is_empty(), "S7");
 }
@@ -242,12 +279,30 @@ fn when_the_leaders_credentials_are_refused_the_next_askers_are_tried_before_any
     for n in 0..3 {
         core.handle(secs(0), ensure(n, 1, n));
     }
-    let effects = core.handle(secs(1), Input::Done { run: RunId(1), result: err(Reason::Unauthorized) });
+    let effects = core.handle(
+        secs(1),
+        Input::Done {
+            run: RunId(1),
+            result: err(Reason::Unauthorized),
+        },
+    );
     assert_eq!(starts(&effects), [(RunId(2), "job1".to_string())]);
     assert!(wakes(&effects).is_empty());
-    let effects = core.handle(secs(1), Input::Done { run: RunId(2), result: err(Reason::Unauthorized) });
+    let effects = core.handle(
+        secs(1),
+        Input::Done {
+            run: RunId(2),
+            result: err(Reason::Unauthorized),
+        },
+    );
     assert_eq!(starts(&effects), [(RunId(3), "job2".to_string())]);
-    let effects = core.handle(secs(1), Input::Done { run: RunId(3), result: err(Reason::Unauthorized) });
+    let effects = core.handle(
+        secs(1),
+        Input::Done {
+            run: RunId(3),
+            result: err(Reason::Unauthorized),
+        },
+    );
     assert_eq!(wakes(&effects).len(), 3, "all were refused: all are told");
     // A newcomer with credentials of its own does not wait for the slow back-off; one with known bad ones does.
     assert!(starts(&core.handle(secs(2), ensure(4, 1, 0))).is_empty());
@@ -261,19 +316,44 @@ fn pauses_double_from_10_to_300_seconds_and_success_resets_them() {
     core.handle(now, ensure(0, 1, 0));
     let mut run = 1;
     for expected in [10, 20, 40, 80, 160, 300, 300] {
-        core.handle(now, Input::Done { run: RunId(run), result: err(Reason::Unavailable) });
-        let Some(View::Paused { until, .. }) = core.view(&key(1)) else { panic!("not paused") };
+        core.handle(
+            now,
+            Input::Done {
+                run: RunId(run),
+                result: err(Reason::Unavailable),
+            },
+        );
+        let Some(View::Paused { until, .. }) = core.view(&key(1)) else {
+            panic!("not paused")
+        };
         let pause = (until - now).as_secs_f64();
-        assert!((0.9 * f64::from(expected)..=1.1 * f64::from(expected)).contains(&pause), "{expected}: {pause}");
+        assert!(
+            (0.9 * f64::from(expected)..=1.1 * f64::from(expected)).contains(&pause),
+            "{expected}: {pause}"
+        );
         now = until;
         run += 1;
         assert_eq!(starts(&core.handle(now, Input::Timer)).len(), 1);
     }
     // The same asker with a changed want starts afresh at once.
-    core.handle(now, Input::Done { run: RunId(run), result: err(Reason::Unavailable) });
+    core.handle(
+        now,
+        Input::Done {
+            run: RunId(run),
+            result: err(Reason::Unavailable),
+        },
+    );
     assert_eq!(starts(&core.handle(now, ensure(0, 1, 1))).len(), 1);
-    core.handle(now, Input::Done { run: RunId(run + 1), result: err(Reason::Unavailable) });
-    let Some(View::Paused { until, .. }) = core.view(&key(1)) else { panic!("not paused") };
+    core.handle(
+        now,
+        Input::Done {
+            run: RunId(run + 1),
+            result: err(Reason::Unavailable),
+        },
+    );
+    let Some(View::Paused { until, .. }) = core.view(&key(1)) else {
+        panic!("not paused")
+    };
     assert!(until - now <= secs(11));
 }
 
@@ -281,8 +361,20 @@ fn pauses_double_from_10_to_300_seconds_and_success_resets_them() {
 fn a_terminal_error_backs_off_slowly_from_the_first_time() {
     let mut core = TestCore::new(SLOTS, 0);
     core.handle(secs(0), ensure(0, 1, 0));
-    core.handle(secs(0), Input::Done { run: RunId(1), result: err(Reason::WrongDigest) });
-    let Some(View::Paused { until, error: Some(error) }) = core.view(&key(1)) else { panic!("not failed") };
+    core.handle(
+        secs(0),
+        Input::Done {
+            run: RunId(1),
+            result: err(Reason::WrongDigest),
+        },
+    );
+    let Some(View::Paused {
+        until,
+        error: Some(error),
+    }) = core.view(&key(1))
+    else {
+        panic!("not failed")
+    };
     assert!(until >= secs(270) && error.is_terminal());
 }
 
@@ -291,15 +383,34 @@ fn a_retry_after_holds_for_the_whole_registry_and_for_no_other() {
     let mut core = TestCore::new(SLOTS, 0);
     core.handle(secs(0), ensure(0, 1, 0));
     let limited = Err(PullError::retry_after(Reason::RateLimited, "slow down", secs(120)));
-    core.handle(secs(0), Input::Done { run: RunId(1), result: limited });
-    assert!(starts(&core.handle(secs(1), ensure(1, 2, 2))).is_empty(), "offers 0 and 2 share a registry");
+    core.handle(
+        secs(0),
+        Input::Done {
+            run: RunId(1),
+            result: limited,
+        },
+    );
+    assert!(
+        starts(&core.handle(secs(1), ensure(1, 2, 2))).is_empty(),
+        "offers 0 and 2 share a registry"
+    );
     assert!(matches!(core.view(&key(2)), Some(View::Paused { until, error: None }) if until == secs(120)));
     assert_eq!(starts(&core.handle(secs(1), ensure(2, 5, 1))).len(), 1);
     // An absurd value is capped.
     let mut core = TestCore::new(SLOTS, 0);
     core.handle(secs(0), ensure(0, 1, 0));
-    let absurd = Err(PullError::retry_after(Reason::RateLimited, "never", secs(1_000_000_000)));
-    core.handle(secs(0), Input::Done { run: RunId(1), result: absurd });
+    let absurd = Err(PullError::retry_after(
+        Reason::RateLimited,
+        "never",
+        secs(1_000_000_000),
+    ));
+    core.handle(
+        secs(0),
+        Input::Done {
+            run: RunId(1),
+            result: absurd,
+        },
+    );
     assert!(matches!(core.view(&key(1)), Some(View::Paused { until, .. }) if until == LONGEST_RETRY_AFTER));
 }
 
@@ -312,7 +423,13 @@ fn slots_go_to_keys_in_the_order_of_their_arrival() {
         order.extend(starts(&core.handle(secs(0), ensure(n as u8, *k, n as u8))));
     }
     for run in 1..=4 {
-        order.extend(starts(&core.handle(secs(1), Input::Done { run: RunId(run), result: Ok(1) })));
+        order.extend(starts(&core.handle(
+            secs(1),
+            Input::Done {
+                run: RunId(run),
+                result: Ok(1),
+            },
+        )));
     }
     let jobs: Vec<&str> = order.iter().map(|(_, job)| job.as_str()).collect();
     assert_eq!(jobs, ["job0", "job1", "job2", "job3"]);
@@ -322,6 +439,15 @@ fn slots_go_to_keys_in_the_order_of_their_arrival() {
 fn a_late_done_of_an_unknown_run_changes_nothing() {
     let mut core = TestCore::new(SLOTS, 0);
     core.handle(secs(0), ensure(0, 1, 0));
-    assert!(core.handle(secs(0), Input::Done { run: RunId(99), result: Ok(1) }).is_empty());
+    assert!(
+        core.handle(
+            secs(0),
+            Input::Done {
+                run: RunId(99),
+                result: Ok(1)
+            }
+        )
+        .is_empty()
+    );
     assert!(matches!(core.view(&key(1)), Some(View::Running { run: RunId(1), .. })));
 }

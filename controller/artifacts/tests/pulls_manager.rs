@@ -46,19 +46,37 @@ fn bench(pulls: usize) -> Bench {
         }
         .boxed()
     });
-    Bench { manager: Manager::start(Slots { resolves: 1, pulls }, 1, body, wake), bodies, wakes }
+    Bench {
+        manager: Manager::start(Slots { resolves: 1, pulls }, 1, body, wake),
+        bodies,
+        wakes,
+    }
 }
 
 impl Bench {
     async fn ensure(&self, who: &str, key: &str, offer: &str) -> State<u32> {
-        let asker = Asker { interest: Interest(who.into()), slot: Slot::Image };
-        let offer = Offer { id: offer.into(), registry: None, job: format!("{key} by {offer}") };
+        let asker = Asker {
+            interest: Interest(who.into()),
+            slot: Slot::Image,
+        };
+        let offer = Offer {
+            id: offer.into(),
+            registry: None,
+            job: format!("{key} by {offer}"),
+        };
         self.manager.ensure(asker, Key::Image(key.into()), offer).await
     }
 
     async fn resolve(&self, who: &str, key: &str) -> State<u32> {
-        let asker = Asker { interest: Interest(who.into()), slot: Slot::Resolve };
-        let offer = Offer { id: key.into(), registry: None, job: key.into() };
+        let asker = Asker {
+            interest: Interest(who.into()),
+            slot: Slot::Resolve,
+        };
+        let offer = Offer {
+            id: key.into(),
+            registry: None,
+            job: key.into(),
+        };
         self.manager.ensure(asker, Key::Resolve(key.into()), offer).await
     }
 
@@ -203,7 +221,10 @@ async fn a_failure_is_told_once_and_tried_again_after_its_pause() {
     assert_eq!(b.woken().await, "one");
     let again = b.started().await;
     let waited = before.elapsed();
-    assert!(waited >= Duration::from_secs(9) && waited <= Duration::from_secs(11), "{waited:?}");
+    assert!(
+        waited >= Duration::from_secs(9) && waited <= Duration::from_secs(11),
+        "{waited:?}"
+    );
     assert!(b.wakes.try_recv().is_err(), "the start of the next try wakes nobody");
     assert!(matches!(b.ensure("one", "a", "x").await, State::Waiting(w) if w.message.contains("scripted")));
     again.end.send(Ending::Ok(1)).ok();
@@ -218,8 +239,13 @@ async fn progress_is_seen_by_whoever_asks_and_wakes_nobody() {
     body.run.progress.set_total(10);
     body.run.progress.add_done(4);
     body.run.progress.set_stage("pulling");
-    let State::Waiting(waiting) = b.ensure("one", "a", "x").await else { panic!("not waiting") };
-    assert_eq!((waiting.done_bytes, waiting.total_bytes, waiting.message.as_str()), (4, 10, "pulling"));
+    let State::Waiting(waiting) = b.ensure("one", "a", "x").await else {
+        panic!("not waiting")
+    };
+    assert_eq!(
+        (waiting.done_bytes, waiting.total_bytes, waiting.message.as_str()),
+        (4, 10, "pulling")
+    );
     assert!(b.wakes.try_recv().is_err());
 }
 

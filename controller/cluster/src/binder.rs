@@ -43,7 +43,10 @@ pub fn choose(candidates: &[Candidate], memory: u64) -> Result<&Candidate, Strin
     }
     let ready: Vec<&Candidate> = candidates.iter().filter(|c| c.ready).collect();
     if ready.is_empty() {
-        return Err(format!("none of {} nodes is Ready: see `kubectl get vmnodes`", candidates.len()));
+        return Err(format!(
+            "none of {} nodes is Ready: see `kubectl get vmnodes`",
+            candidates.len()
+        ));
     }
     ready
         .iter()
@@ -52,7 +55,12 @@ pub fn choose(candidates: &[Candidate], memory: u64) -> Result<&Candidate, Strin
         .copied()
         .ok_or_else(|| {
             let most = ready.iter().map(|c| free(c)).max().unwrap_or(0);
-            format!("{}Mi of memory are asked for, and the emptiest of {} Ready nodes has {}Mi left", memory >> 20, ready.len(), most >> 20)
+            format!(
+                "{}Mi of memory are asked for, and the emptiest of {} Ready nodes has {}Mi left",
+                memory >> 20,
+                ready.len(),
+                most >> 20
+            )
         })
 }
 
@@ -67,12 +75,20 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) -> Result<(
     let controller = Controller::new(Api::<VirtualMachine>::all(client), WatchConfig::default())
         .with_config(ControllerConfig::default().concurrency(1))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
-        .run(bind, |_, error, _| {
-            tracing::warn!(%error, "a virtual machine could not be bound; tried again");
-            Action::requeue(RETRY)
-        }, cx);
+        .run(
+            bind,
+            |_, error, _| {
+                tracing::warn!(%error, "a virtual machine could not be bound; tried again");
+                Action::requeue(RETRY)
+            },
+            cx,
+        );
     controller.for_each(|_| async {}).await;
-    if shutdown.is_cancelled() { Ok(()) } else { Err(WatchEnded("virtual machines")) }
+    if shutdown.is_cancelled() {
+        Ok(())
+    } else {
+        Err(WatchEnded("virtual machines"))
+    }
 }
 
 async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube::Error> {
@@ -81,7 +97,10 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
     }
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
     let memory = quantity_value(&vm.spec.memory.size).unwrap_or(0);
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     match choose(&candidates(&cx.client).await?, memory) {
         Ok(node) => {
             let patch = json!([
@@ -92,7 +111,11 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
             match api.patch(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
                 Ok(_) => Ok(Action::await_change()),
                 // Changed or gone meanwhile: the watch brings the new one.
-                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => Ok(Action::requeue(Duration::from_millis(200))),
+                Err(kube::Error::Api(status))
+                    if status.is_not_found() || status.is_conflict() || status.is_invalid() =>
+                {
+                    Ok(Action::requeue(Duration::from_millis(200)))
+                }
                 Err(error) => Err(error),
             }
         }
@@ -107,7 +130,10 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
                 ],
             });
             let patch = status_patch(&vm.uid().unwrap_or_default(), &status).map_err(kube::Error::SerdeError)?;
-            match api.patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
+            match api
+                .patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch))
+                .await
+            {
                 Err(error) if !is_another_object(&error) => return Err(error),
                 Ok(_) | Err(_) => {}
             }
@@ -117,7 +143,9 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
 }
 
 async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
-    let vms = Api::<VirtualMachine>::all(client.clone()).list(&ListParams::default()).await?;
+    let vms = Api::<VirtualMachine>::all(client.clone())
+        .list(&ListParams::default())
+        .await?;
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
     for vm in vms {
         if let Some(node) = vm.spec.node_name
@@ -133,7 +161,10 @@ async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
             let name = node.name_any();
             let status = node.status.unwrap_or_default();
             Candidate {
-                ready: status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+                ready: status
+                    .conditions
+                    .iter()
+                    .any(|c| c.type_ == "Ready" && c.status == "True"),
                 allocatable: status.allocatable.get("memory").and_then(quantity_value).unwrap_or(0),
                 used: used.get(&name).copied().unwrap_or(0),
                 name,
@@ -147,7 +178,12 @@ mod tests {
     use super::*;
 
     fn node(name: &str, ready: bool, allocatable: u64, used: u64) -> Candidate {
-        Candidate { name: name.to_owned(), ready, allocatable: allocatable << 30, used: used << 30 }
+        Candidate {
+            name: name.to_owned(),
+            ready,
+            allocatable: allocatable << 30,
+            used: used << 30,
+        }
     }
 
     #[test]

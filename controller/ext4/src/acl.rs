@@ -75,18 +75,14 @@ fn check(entries: &[Entry]) -> Result<(), &'static str> {
         return Err("an entry has permissions other than read, write and execute");
     }
     let count = |tag| entries.iter().filter(|e| e.tag == tag).count();
-    if [USER_OBJ, GROUP_OBJ, OTHER]
-        .into_iter()
-        .any(|tag| count(tag) != 1)
-    {
+    if [USER_OBJ, GROUP_OBJ, OTHER].into_iter().any(|tag| count(tag) != 1) {
         return Err("it needs exactly one entry each for owner, group and others");
     }
     let named = count(USER) + count(GROUP) > 0;
     if count(MASK) > 1 || (named && count(MASK) == 0) {
         return Err("it needs one mask when it names users or groups, and at most one otherwise");
     }
-    let twice =
-        |pair: &[Entry]| pair[0].has_id() && pair[0].tag == pair[1].tag && pair[0].id == pair[1].id;
+    let twice = |pair: &[Entry]| pair[0].has_id() && pair[0].tag == pair[1].tag && pair[0].id == pair[1].id;
     if entries.windows(2).any(twice) {
         return Err("it names a user or group twice");
     }

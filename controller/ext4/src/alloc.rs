@@ -125,10 +125,7 @@ impl Allocator {
         } else if let Some(next) = self.following.front() {
             next.start
         } else {
-            self.layout
-                .group(self.next_group)
-                .start
-                .min(self.layout.blocks())
+            self.layout.group(self.next_group).start.min(self.layout.blocks())
         }
     }
 }
@@ -151,10 +148,7 @@ mod tests {
         for group in 0..layout.groups() {
             for range in layout.reserved(group) {
                 for block in range {
-                    assert!(
-                        !std::mem::replace(&mut taken[block as usize], true),
-                        "{block}"
-                    );
+                    assert!(!std::mem::replace(&mut taken[block as usize], true), "{block}");
                 }
             }
         }
@@ -162,10 +156,7 @@ mod tests {
         while let Some(run) = allocator.take(1000) {
             assert!(run.len() <= 1000);
             for block in run {
-                assert!(
-                    !std::mem::replace(&mut taken[block as usize], true),
-                    "{block}"
-                );
+                assert!(!std::mem::replace(&mut taken[block as usize], true), "{block}");
             }
         }
         assert!(taken.iter().all(|taken| *taken));
@@ -178,10 +169,7 @@ mod tests {
         let first = allocator.take(10).unwrap_or_default();
         allocator.give_back(first.clone());
         assert_ne!(allocator.take(10), Some(first.clone()));
-        assert_eq!(
-            allocator.take_for_metadata(4),
-            Some(first.start..first.start + 4)
-        );
+        assert_eq!(allocator.take_for_metadata(4), Some(first.start..first.start + 4));
         while let Some(run) = allocator.take_fresh(u32::MAX) {
             assert!(run.start > first.end);
         }

@@ -69,10 +69,7 @@ pub(crate) fn build(context: &Context, entries: &[Entry]) -> Option<Built> {
     if needed <= ROOM {
         let mut bytes = Vec::with_capacity(BLOCK);
         push_leaf(&mut bytes, dots.iter().chain(entries), seed);
-        return Some(Built {
-            bytes,
-            indexed: false,
-        });
+        return Some(Built { bytes, indexed: false });
     }
     let mut hashed: Vec<(Hash, &Entry)> = entries
         .iter()
@@ -98,11 +95,7 @@ pub(crate) fn build(context: &Context, entries: &[Entry]) -> Option<Built> {
         push_root(&mut bytes, &dots, 0, &index, seed);
     } else {
         let parts = index.chunks(IN_NODE);
-        let above: Vec<(u32, u32)> = parts
-            .clone()
-            .zip(1..)
-            .map(|(part, block)| (part[0].0, block))
-            .collect();
+        let above: Vec<(u32, u32)> = parts.clone().zip(1..).map(|(part, block)| (part[0].0, block)).collect();
         push_root(&mut bytes, &dots, 1, &above, seed);
         for part in parts {
             push_node(&mut bytes, part, seed);
@@ -112,10 +105,7 @@ pub(crate) fn build(context: &Context, entries: &[Entry]) -> Option<Built> {
         let entries = hashed[leaf.range.clone()].iter().map(|(_, entry)| *entry);
         push_leaf(&mut bytes, entries, seed);
     }
-    Some(Built {
-        bytes,
-        indexed: true,
-    })
+    Some(Built { bytes, indexed: true })
 }
 
 /// A block without names, as `lost+found` has them in reserve.

@@ -28,10 +28,7 @@ pub(crate) fn half_md4(name: &[u8], seed: &[u32; 4]) -> Hash {
     if major == END {
         major = END - 2;
     }
-    Hash {
-        major,
-        minor: state[2],
-    }
+    Hash { major, minor: state[2] }
 }
 
 /// The next 32 bytes as eight words, filled up with the remaining length in every byte.
@@ -55,18 +52,8 @@ fn transform(state: &mut [u32; 4], input: &[u32; 8]) {
     let parity: Mix = |x, y, z| x ^ y ^ z;
     let rounds: [(Mix, u32, [usize; 8], [u32; 4]); 3] = [
         (choose, 0, [0, 1, 2, 3, 4, 5, 6, 7], [3, 7, 11, 19]),
-        (
-            majority,
-            0x5a82_7999,
-            [1, 3, 5, 7, 0, 2, 4, 6],
-            [3, 5, 9, 13],
-        ),
-        (
-            parity,
-            0x6ed9_eba1,
-            [3, 7, 2, 6, 1, 5, 0, 4],
-            [3, 9, 11, 15],
-        ),
+        (majority, 0x5a82_7999, [1, 3, 5, 7, 0, 2, 4, 6], [3, 5, 9, 13]),
+        (parity, 0x6ed9_eba1, [3, 7, 2, 6, 1, 5, 0, 4], [3, 9, 11, 15]),
     ];
     let [mut a, mut b, mut c, mut d] = *state;
     for (mix, constant, order, rotations) in rounds {
@@ -94,31 +81,15 @@ mod tests {
         let long = [b'x'; 40];
         let longest: Vec<u8> = b"ab".iter().copied().cycle().take(254).collect();
         for (name, seeded, plain) in [
-            (
-                &b"a"[..],
-                (0x8d08_ec4c, 0x2fbc_cd78),
-                (0xd5fa_7d7a, 0xacb4_8187),
-            ),
-            (
-                b"hello",
-                (0xe2dd_f968, 0xc8bc_0924),
-                (0x1746_da32, 0x4200_13b5),
-            ),
-            (
-                &long,
-                (0x2161_99f4, 0xb249_bb8b),
-                (0xa583_68b6, 0x7a9f_8ab7),
-            ),
+            (&b"a"[..], (0x8d08_ec4c, 0x2fbc_cd78), (0xd5fa_7d7a, 0xacb4_8187)),
+            (b"hello", (0xe2dd_f968, 0xc8bc_0924), (0x1746_da32, 0x4200_13b5)),
+            (&long, (0x2161_99f4, 0xb249_bb8b), (0xa583_68b6, 0x7a9f_8ab7)),
             (
                 b"abcdefghijklmnopqrstuvwxyz012345",
                 (0xda48_2084, 0xdf09_6196),
                 (0x1964_3b1a, 0xdde3_a0bf),
             ),
-            (
-                &longest,
-                (0x2032_4360, 0x685e_f602),
-                (0x14c2_2844, 0xe3c8_e920),
-            ),
+            (&longest, (0x2032_4360, 0x685e_f602), (0x14c2_2844, 0xe3c8_e920)),
         ] {
             let [with_seed, without] = [&seed, &[0; 4]].map(|seed| {
                 let hash = half_md4(name, seed);

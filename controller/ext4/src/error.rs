@@ -15,9 +15,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The content needs more blocks than the file system has.
-    #[error(
-        "the content does not fit: all {size} bytes of the file system are taken; give it a larger size"
-    )]
+    #[error("the content does not fit: all {size} bytes of the file system are taken; give it a larger size")]
     DoesNotFit {
         /// Size of the file system in bytes (for an automatic size, the largest that was allowed).
         size: u64,
@@ -75,9 +73,7 @@ pub enum Error {
         name: String,
     },
     /// More than 65 000 names for one inode.
-    #[error(
-        "{name:?} would be the 65001st link of its inode: ext4 allows 65000; store the content twice"
-    )]
+    #[error("{name:?} would be the 65001st link of its inode: ext4 allows 65000; store the content twice")]
     TooManyLinks {
         /// The name that was one too many, made printable.
         name: String,
@@ -121,9 +117,7 @@ pub enum Error {
     #[error("a symlink target with a NUL byte is not possible")]
     NulInSymlink,
     /// A device number beyond 12 bits of major or 20 bits of minor.
-    #[error(
-        "the device {major}:{minor} is not possible: Linux has 12 bits of major and 20 of minor"
-    )]
+    #[error("the device {major}:{minor} is not possible: Linux has 12 bits of major and 20 of minor")]
     BadDevice {
         /// Major number.
         major: u32,

@@ -12,9 +12,7 @@ use crate::inode::{EXTENTS_FLAG, INDEX_FLAG, REGULAR, Record, device, entry_type
 use crate::layout::{self, BLOCK, BLOCK64, FIRST_INODE, INODE_SIZE, INODES_PER_GROUP};
 use crate::numbering::{Numbering, number};
 use crate::summary::Summary;
-use crate::superblock::{
-    JOURNAL_INODE, RESIZE_INODE, RESIZE_SIZE, ROOT_INODE, journal_superblock, resize_map,
-};
+use crate::superblock::{JOURNAL_INODE, RESIZE_INODE, RESIZE_SIZE, ROOT_INODE, journal_superblock, resize_map};
 use crate::tree::{MAX_LINKS, Node, NodeKind, Times, Tree};
 use crate::writer::Writer;
 use crate::xattr;
@@ -83,27 +81,15 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         block: journal_tree.root,
         ..internal(created)
     };
-    let reserved = [
-        (ROOT_INODE, root),
-        (RESIZE_INODE, resize),
-        (JOURNAL_INODE, journal),
-    ];
+    let reserved = [(ROOT_INODE, root), (RESIZE_INODE, resize), (JOURNAL_INODE, journal)];
     table.finish(&reserved, &mut writer)?;
     for (place, block) in &map.blocks {
         writer.output.write(*place, block)?;
     }
     let journal_block = journal_superblock(&writer.options.uuid);
-    writer
-        .output
-        .write(layout::journal().start, &journal_block)?;
+    writer.output.write(layout::journal().start, &journal_block)?;
 
-    groups::write(
-        &mut writer,
-        layout,
-        inodes,
-        &directories,
-        &journal_tree.root,
-    )
+    groups::write(&mut writer, layout, inodes, &directories, &journal_tree.root)
 }
 
 fn hash_seed(bytes: &[u8; 16]) -> [u32; 4] {

@@ -33,9 +33,7 @@ pub(crate) fn choose_layout(writer: &mut Writer, inodes: u32) -> Result<Layout, 
     let last_flex = (chosen.groups() - 1) / GROUPS_PER_FLEX * GROUPS_PER_FLEX;
     let kept = chosen.reserved(last_flex);
     for (planned, kept) in most.reserved(last_flex).into_iter().zip(kept) {
-        writer
-            .allocator
-            .free_unused(kept.end..planned.end.min(cursor));
+        writer.allocator.free_unused(kept.end..planned.end.min(cursor));
     }
     writer.allocator.sort_returned();
     Ok(chosen)
@@ -82,10 +80,7 @@ pub(crate) fn write(
     let mut returned = returned.as_slice();
     for group in 0..layout.groups() {
         let blocks = layout.group(group);
-        while returned
-            .first()
-            .is_some_and(|range| range.end <= blocks.start)
-        {
+        while returned.first().is_some_and(|range| range.end <= blocks.start) {
             returned = &returned[1..];
         }
         let mut figures = GroupFigures {
@@ -106,9 +101,7 @@ pub(crate) fn write(
             figures.inode_bitmap = Some(sum);
         }
         let reserved = layout.reserved(group);
-        let derivable = blocks.start >= cursor
-            && !group.is_multiple_of(GROUPS_PER_FLEX)
-            && group + 1 < layout.groups();
+        let derivable = blocks.start >= cursor && !group.is_multiple_of(GROUPS_PER_FLEX) && group + 1 < layout.groups();
         if derivable {
             let taken: usize = reserved.iter().map(|range| range.len()).sum();
             figures.free_blocks = blocks.len() as u32 - taken as u32;

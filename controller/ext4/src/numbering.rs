@@ -65,9 +65,7 @@ fn lost_and_found(tree: &mut Tree, created: Timestamp) -> Result<u32, Error> {
         return Err(Error::TreeTooLarge);
     };
     let children = &tree.directories[root as usize].children;
-    let present = children
-        .iter()
-        .find(|child| tree.name(child) == LOST_AND_FOUND);
+    let present = children.iter().find(|child| tree.name(child) == LOST_AND_FOUND);
     if let Some(child) = present {
         return match tree.nodes[child.node as usize].kind {
             NodeKind::Directory(_) => Ok(child.node),

@@ -45,8 +45,7 @@ impl Options {
             Size::Fixed(bytes) => bytes,
             // An automatic size is a number of whole groups.
             Size::Auto { .. } => {
-                self.max_size / (u64::from(BLOCKS_PER_GROUP) * BLOCK64)
-                    * (u64::from(BLOCKS_PER_GROUP) * BLOCK64)
+                self.max_size / (u64::from(BLOCKS_PER_GROUP) * BLOCK64) * (u64::from(BLOCKS_PER_GROUP) * BLOCK64)
             }
         };
         Layout::for_size(size).ok_or(Error::SizeOutOfRange {

@@ -62,9 +62,7 @@ impl Output {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(Error::io("write"))
+        self.file.write_all_at(bytes, offset).map_err(Error::io("write"))
     }
 
     /// Makes blocks that may have been written read as zeroes again, and gives their space back where the file system
@@ -96,9 +94,7 @@ impl Output {
     /// Sets the length of the file in bytes.
     pub(crate) fn set_len(&mut self, bytes: u64) -> Result<(), Error> {
         self.flush()?;
-        self.file
-            .set_len(bytes)
-            .map_err(Error::io("set the length of"))
+        self.file.set_len(bytes).map_err(Error::io("set the length of"))
     }
 
     /// Makes everything durable.

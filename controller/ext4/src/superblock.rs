@@ -3,8 +3,8 @@
 use crate::checksum::{crc, file_system_seed};
 use crate::dirhash::HALF_MD4;
 use crate::layout::{
-    self, BLOCK, BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, FIRST_INODE, INODE_SIZE, INODES_PER_GROUP,
-    JOURNAL_BLOCKS, LOG_GROUPS_PER_FLEX, Layout,
+    self, BLOCK, BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, FIRST_INODE, INODE_SIZE, INODES_PER_GROUP, JOURNAL_BLOCKS,
+    LOG_GROUPS_PER_FLEX, Layout,
 };
 use crate::options::Options;
 
@@ -122,11 +122,7 @@ const BLOCKS_UNINITIALISED: u16 = 2;
 const TABLE_ZEROED: u16 = 4;
 
 /// The descriptor of one group.
-pub(crate) fn descriptor(
-    group: u32,
-    figures: &GroupFigures,
-    file_system_seed: u32,
-) -> [u8; DESCRIPTOR_SIZE] {
+pub(crate) fn descriptor(group: u32, figures: &GroupFigures, file_system_seed: u32) -> [u8; DESCRIPTOR_SIZE] {
     let mut bytes = [0; DESCRIPTOR_SIZE];
     let mut put = |offset: usize, value: &[u8]| {
         bytes[offset..offset + value.len()].copy_from_slice(value);
@@ -214,8 +210,7 @@ pub(crate) fn resize_map(layout: &Layout) -> ResizeMap {
     }
     blocks.push((layout::resize_map(), map));
     let mut root = [0; 60];
-    root[DOUBLE_INDIRECT * 4..DOUBLE_INDIRECT * 4 + 4]
-        .copy_from_slice(&layout::resize_map().to_le_bytes());
+    root[DOUBLE_INDIRECT * 4..DOUBLE_INDIRECT * 4 + 4].copy_from_slice(&layout::resize_map().to_le_bytes());
     ResizeMap {
         root,
         blocks,

@@ -72,10 +72,7 @@ mod tests {
             0x2_8000_0000,
             0x3_7fff_ffff,
         ] {
-            let time = Timestamp {
-                sec,
-                nsec: 123_456_789,
-            };
+            let time = Timestamp { sec, nsec: 123_456_789 };
             assert_eq!(decode(time.encode()), (sec, 123_456_789), "{sec:#x}");
         }
     }

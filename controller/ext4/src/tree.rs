@@ -184,8 +184,7 @@ impl Tree {
             names: Vec::new(),
         };
         tree.push_directory();
-        tree.nodes
-            .push(Node::new(NodeKind::Directory(0), root, None));
+        tree.nodes.push(Node::new(NodeKind::Directory(0), root, None));
         tree
     }
 
@@ -216,9 +215,7 @@ impl Tree {
             Kind::Directory => NodeKind::Directory(self.push_directory()),
             Kind::Symlink(target) => {
                 if target.is_empty() || target.len() > MAX_TARGET {
-                    return Err(Error::BadSymlink {
-                        length: target.len(),
-                    });
+                    return Err(Error::BadSymlink { length: target.len() });
                 }
                 if target.contains(&0) {
                     return Err(Error::NulInSymlink);
@@ -249,32 +246,21 @@ impl Tree {
     /// a second name for a directory; the 65 001st name of an inode.
     pub fn link(&mut self, parent: NodeId, name: &[u8], node: NodeId) -> Result<(), Error> {
         check_name(name)?;
-        let (Some(above), Some(target)) = (
-            self.nodes.get(parent.0 as usize),
-            self.nodes.get(node.0 as usize),
-        ) else {
-            return Err(Error::UnknownInode {
-                name: printable(name),
-            });
+        let (Some(above), Some(target)) = (self.nodes.get(parent.0 as usize), self.nodes.get(node.0 as usize)) else {
+            return Err(Error::UnknownInode { name: printable(name) });
         };
         let NodeKind::Directory(above) = above.kind else {
-            return Err(Error::NotADirectory {
-                name: printable(name),
-            });
+            return Err(Error::NotADirectory { name: printable(name) });
         };
         let directory = match target.kind {
             NodeKind::Directory(index) => Some(index),
             _ => None,
         };
         if directory.is_some() && (target.links > 0 || node.0 == ROOT) {
-            return Err(Error::DirectoryLinkedTwice {
-                name: printable(name),
-            });
+            return Err(Error::DirectoryLinkedTwice { name: printable(name) });
         }
         if target.links >= MAX_LINKS {
-            return Err(Error::TooManyLinks {
-                name: printable(name),
-            });
+            return Err(Error::TooManyLinks { name: printable(name) });
         }
         let stored = self.push_name(name)?;
         self.nodes[node.0 as usize].links += 1;
@@ -323,9 +309,7 @@ impl Tree {
         let name = |child: &Child| name_in(names, child.name);
         let children = &mut self.directories[directory as usize].children;
         children.sort_unstable_by(|a, b| name(a).cmp(name(b)));
-        let twice = children
-            .windows(2)
-            .position(|pair| name(&pair[0]) == name(&pair[1]));
+        let twice = children.windows(2).position(|pair| name(&pair[0]) == name(&pair[1]));
         match twice {
             None => Ok(()),
             Some(at) => {

@@ -229,10 +229,7 @@ impl FileWriter<'_> {
             let zeroes = bytes.chunks_exact(BLOCK).take_while(|b| is_zero(b)).count();
             self.next += zeroes as u32;
             bytes = &bytes[zeroes * BLOCK..];
-            let filled = bytes
-                .chunks_exact(BLOCK)
-                .take_while(|b| !is_zero(b))
-                .count();
+            let filled = bytes.chunks_exact(BLOCK).take_while(|b| !is_zero(b)).count();
             let (run, rest) = bytes.split_at(filled * BLOCK);
             self.write_run(run)?;
             bytes = rest;

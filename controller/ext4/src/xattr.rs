@@ -61,9 +61,7 @@ impl Xattr {
         let prefixes: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
         let split = |(index, prefix)| name.strip_prefix(prefix).map(|rest| (index, rest));
         let Some((index, rest)) = prefixes.into_iter().find_map(split) else {
-            return Err(bad(
-                "ext4 keeps user., trusted., security. and the two POSIX ACLs",
-            ));
+            return Err(bad("ext4 keeps user., trusted., security. and the two POSIX ACLs"));
         };
         if rest.is_empty() {
             return Err(bad("nothing follows its prefix"));
@@ -103,10 +101,7 @@ impl Xattr {
 }
 
 /// Checks and takes in all attributes of one inode, so that they surely fit.
-pub(crate) fn take_in(
-    xattrs: &[(Vec<u8>, Vec<u8>)],
-    directory: bool,
-) -> Result<Option<Box<Vec<Xattr>>>, Error> {
+pub(crate) fn take_in(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<Option<Box<Vec<Xattr>>>, Error> {
     let mut taken = Vec::with_capacity(xattrs.len());
     for (name, value) in xattrs {
         taken.extend(Xattr::new(name, value, directory)?);

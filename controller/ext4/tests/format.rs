@@ -35,12 +35,7 @@ fn an_empty_tree_is_clean_at_every_kind_of_size() {
 
 #[test]
 fn an_automatic_size_leaves_the_space_that_was_asked_for() {
-    for (percent, bytes, content) in [
-        (0, 0, 0),
-        (50, 0, 300),
-        (0, 1000 * MIB, 10),
-        (10, MIB, 1100),
-    ] {
+    for (percent, bytes, content) in [(0, 0, 0), (50, 0, 300), (0, 1000 * MIB, 10), (10, MIB, 1100)] {
         let (file, mut writer) = image(Size::Auto {
             free: FreeSpace { percent, bytes },
         });
@@ -53,10 +48,7 @@ fn an_automatic_size_leaves_the_space_that_was_asked_for() {
         put(&mut tree, NodeId::ROOT, b"all", Kind::File(all)).unwrap();
         let summary = finish(&file, writer, tree);
         assert!(summary.free >= bytes, "{summary:?}");
-        assert!(
-            summary.free >= content * MIB * u64::from(percent) / 100,
-            "{summary:?}"
-        );
+        assert!(summary.free >= content * MIB * u64::from(percent) / 100, "{summary:?}");
         assert_eq!(summary.size % (128 * MIB), 0);
         assert!(summary.free < bytes.max(content * MIB * u64::from(percent) / 100) + 128 * MIB);
     }
@@ -110,9 +102,7 @@ fn every_superblock_copy_and_descriptor_copy_is_valid() {
     finish(&file, writer, Tree::new(attributes(0o755)));
     let read = |block: u64| {
         let mut bytes = vec![0; 4096];
-        file.as_file()
-            .read_exact_at(&mut bytes, block * 4096)
-            .unwrap();
+        file.as_file().read_exact_at(&mut bytes, block * 4096).unwrap();
         bytes
     };
     let primary = &read(0)[1024..2048];
@@ -251,13 +241,7 @@ fn holes_take_no_space_and_content_survives_around_them() {
     let mut tree = Tree::new(attributes(0o755));
     put(&mut tree, NodeId::ROOT, b"sparse", Kind::File(sparse)).unwrap();
     put(&mut tree, NodeId::ROOT, b"huge", Kind::File(huge)).unwrap();
-    put(
-        &mut tree,
-        NodeId::ROOT,
-        b"zeroes",
-        Kind::File(nothing_but_holes),
-    )
-    .unwrap();
+    put(&mut tree, NodeId::ROOT, b"zeroes", Kind::File(nothing_but_holes)).unwrap();
     finish(&file, writer, tree);
     if let Some(read) = debugfs(file.path(), "cat sparse") {
         assert!(read == content);
@@ -273,9 +257,7 @@ fn a_file_in_thousands_of_pieces_gets_a_deep_extent_tree() {
     let mut pieces = writer.begin_file().unwrap();
     let mut content = Vec::new();
     for piece in 0..6000u32 {
-        let block = [piece.to_le_bytes(), (piece + 1).to_le_bytes()]
-            .concat()
-            .repeat(512);
+        let block = [piece.to_le_bytes(), (piece + 1).to_le_bytes()].concat().repeat(512);
         pieces.write(&block).unwrap();
         content.extend_from_slice(&block);
         pieces.hole(4096).unwrap();
@@ -297,9 +279,7 @@ fn discarded_contents_leave_no_trace_and_their_blocks_hold_metadata() {
     let winner = data(&mut writer, b"winner");
     let unnamed = data(&mut writer, &b"secret without a name ".repeat(100_000));
     let mut dropped = writer.begin_file().unwrap();
-    dropped
-        .write(&b"secret of a broken layer ".repeat(100_000))
-        .unwrap();
+    dropped.write(&b"secret of a broken layer ".repeat(100_000)).unwrap();
     drop(dropped);
     writer.discard(loser).unwrap();
     let mut tree = Tree::new(attributes(0o755));
@@ -328,10 +308,7 @@ fn discarded_contents_leave_no_trace_and_their_blocks_hold_metadata() {
 fn equal_calls_give_equal_bytes() {
     let write = || {
         let (file, mut writer) = image(Size::Auto {
-            free: FreeSpace {
-                percent: 10,
-                bytes: 0,
-            },
+            free: FreeSpace { percent: 10, bytes: 0 },
         });
         let mut tree = Tree::new(attributes(0o755));
         for number in 0..500u32 {
@@ -340,13 +317,7 @@ fn equal_calls_give_equal_bytes() {
                 writer.discard(content).unwrap();
             } else {
                 let name = format!("{number}");
-                put(
-                    &mut tree,
-                    NodeId::ROOT,
-                    name.as_bytes(),
-                    Kind::File(content),
-                )
-                .unwrap();
+                put(&mut tree, NodeId::ROOT, name.as_bytes(), Kind::File(content)).unwrap();
             }
         }
         finish(&file, writer, tree);

@@ -35,9 +35,7 @@ fn impossible_options_are_refused() {
 fn data_beyond_the_end_does_not_fit() {
     let (_file, mut writer) = image(Size::Fixed(128 * MIB));
     let mut all = writer.begin_file().unwrap();
-    let error = (0..200)
-        .find_map(|_| all.write(&vec![1; MIB as usize]).err())
-        .unwrap();
+    let error = (0..200).find_map(|_| all.write(&vec![1; MIB as usize]).err()).unwrap();
     assert!(
         matches!(error, Error::DoesNotFit { size } if size == 128 * MIB),
         "{error}"
@@ -87,12 +85,7 @@ fn more_inodes_than_the_size_has_are_refused() {
         let (file, writer) = image(Size::Fixed(128 * MIB));
         let mut tree = Tree::new(attributes(0o755));
         for number in 0..count {
-            put(
-                &mut tree,
-                NodeId::ROOT,
-                format!("{number}").as_bytes(),
-                Kind::Socket,
-            )?;
+            put(&mut tree, NodeId::ROOT, format!("{number}").as_bytes(), Kind::Socket)?;
         }
         let summary = writer.finish(tree)?;
         check(file.path());
@@ -117,14 +110,7 @@ fn more_inodes_than_the_size_has_are_refused() {
 fn names_are_any_bytes_but_slash_and_nul_up_to_255() {
     let (file, writer) = image(Size::Fixed(256 * MIB));
     let mut tree = Tree::new(attributes(0o755));
-    for name in [
-        &[0xff; 255][..],
-        b"\xc3\x28\n\\\"",
-        b"...",
-        b" ",
-        b"a:b",
-        b"\x01",
-    ] {
+    for name in [&[0xff; 255][..], b"\xc3\x28\n\\\"", b"...", b" ", b"a:b", b"\x01"] {
         put(&mut tree, NodeId::ROOT, name, Kind::Fifo).unwrap();
     }
     for name in [&[b'x'; 256][..], b"", b".", b"..", b"a/b", b"/", b"a\0b"] {
@@ -144,10 +130,7 @@ fn a_name_twice_in_one_directory_is_refused_with_its_path() {
     put(&mut tree, bin, b"ash", Kind::Fifo).unwrap();
     put(&mut tree, bin, b"sh", Kind::Socket).unwrap();
     let message = writer.finish(tree).unwrap_err().to_string();
-    assert_eq!(
-        message,
-        r#"the name "sh" appears twice in the directory "/usr/bin""#
-    );
+    assert_eq!(message, r#"the name "sh" appears twice in the directory "/usr/bin""#);
 }
 
 #[test]
@@ -157,8 +140,7 @@ fn an_inode_has_65000_names_and_not_one_more() {
     let mut tree = Tree::new(attributes(0o755));
     let shared = put(&mut tree, NodeId::ROOT, b"0", Kind::File(content)).unwrap();
     for number in 1..65_000 {
-        tree.link(NodeId::ROOT, format!("{number}").as_bytes(), shared)
-            .unwrap();
+        tree.link(NodeId::ROOT, format!("{number}").as_bytes(), shared).unwrap();
     }
     let error = tree.link(NodeId::ROOT, b"one more", shared).unwrap_err();
     assert!(matches!(error, Error::TooManyLinks { .. }), "{error}");
@@ -176,10 +158,7 @@ fn directories_have_one_name_and_only_they_have_children() {
         (directory, NodeId::ROOT),
     ] {
         let error = tree.link(parent, b"again", child).unwrap_err();
-        assert!(
-            matches!(error, Error::DirectoryLinkedTwice { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, Error::DirectoryLinkedTwice { .. }), "{error}");
     }
     let error = tree.link(fifo, b"child", fifo).unwrap_err();
     assert!(matches!(error, Error::NotADirectory { .. }), "{error}");
@@ -218,10 +197,7 @@ fn odd_symlinks_and_devices_are_refused() {
             Error::BadSymlink { .. }
         ));
     }
-    assert!(matches!(
-        refused(Kind::Symlink(b"a\0b".to_vec())),
-        Error::NulInSymlink
-    ));
+    assert!(matches!(refused(Kind::Symlink(b"a\0b".to_vec())), Error::NulInSymlink));
     for (major, minor) in [(4096, 0), (0, 1 << 20)] {
         assert!(matches!(
             refused(Kind::CharDevice { major, minor }),
@@ -239,25 +215,10 @@ fn attributes_that_ext4_cannot_hold_are_refused() {
     let mut tree = Tree::new(attributes(0o755));
     let mut refused = |name: &[u8], value: &[u8]| {
         let xattrs = vec![(name.to_vec(), value.to_vec())];
-        put_inode(
-            &mut tree,
-            NodeId::ROOT,
-            b"x",
-            Kind::Fifo,
-            attributes(0o644),
-            xattrs,
-        )
-        .unwrap_err()
+        put_inode(&mut tree, NodeId::ROOT, b"x", Kind::Fifo, attributes(0o644), xattrs).unwrap_err()
     };
     let long = [b"user.".to_vec(), vec![b'x'; 256]].concat();
-    for name in [
-        &b"user."[..],
-        b"foo",
-        b"system.other",
-        b"user.a\0b",
-        b"",
-        &long,
-    ] {
+    for name in [&b"user."[..], b"foo", b"system.other", b"user.a\0b", b"", &long] {
         let error = refused(name, b"value");
         assert!(matches!(error, Error::BadXattr { .. }), "{error}");
     }
@@ -291,13 +252,7 @@ fn wide_directories_and_deep_trees_are_clean() {
     for (name, count) in [(b"a", 64_998), (b"b", 64_999)] {
         let wide = put(&mut tree, NodeId::ROOT, name, Kind::Directory).unwrap();
         for number in 0..count {
-            put(
-                &mut tree,
-                wide,
-                format!("{number}").as_bytes(),
-                Kind::Directory,
-            )
-            .unwrap();
+            put(&mut tree, wide, format!("{number}").as_bytes(), Kind::Directory).unwrap();
         }
     }
     let mut at = NodeId::ROOT;

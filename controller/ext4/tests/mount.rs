@@ -99,13 +99,7 @@ fn linux_reads_everything_and_writes_on() {
     )
     .unwrap();
     let long = vec![b't'; 2000];
-    put(
-        &mut tree,
-        shared,
-        b"short",
-        Kind::Symlink(b"../whole".to_vec()),
-    )
-    .unwrap();
+    put(&mut tree, shared, b"short", Kind::Symlink(b"../whole".to_vec())).unwrap();
     put(&mut tree, shared, b"long", Kind::Symlink(long.clone())).unwrap();
     put(
         &mut tree,
@@ -128,8 +122,7 @@ fn linux_reads_everything_and_writes_on() {
     put(&mut tree, NodeId::ROOT, b"socket", Kind::Socket).unwrap();
     let wide = put(&mut tree, NodeId::ROOT, b"wide", Kind::Directory).unwrap();
     for number in 0..20_000 {
-        tree.link(wide, format!("{number}-\u{e4}").as_bytes(), node)
-            .unwrap();
+        tree.link(wide, format!("{number}-\u{e4}").as_bytes(), node).unwrap();
     }
     finish(&file, writer, tree);
 
@@ -140,10 +133,7 @@ fn linux_reads_everything_and_writes_on() {
     let meta = |name: &str| root.join(name).symlink_metadata().unwrap();
     assert_eq!(meta("").mode() & 0o7777, 0o1751);
     let found = meta("whole");
-    assert_eq!(
-        (found.mode(), found.uid(), found.gid()),
-        (0o104674, 100_000, 200_000)
-    );
+    assert_eq!((found.mode(), found.uid(), found.gid()), (0o104674, 100_000, 200_000));
     assert_eq!((found.mtime(), found.mtime_nsec()), (-5, 999_999_999));
     assert_eq!((found.atime(), found.atime_nsec()), (5_000_000_000, 1));
     assert_eq!((found.ctime(), found.ctime_nsec()), (77, 3));
@@ -153,17 +143,12 @@ fn linux_reads_everything_and_writes_on() {
         let name = std::str::from_utf8(name).unwrap();
         assert_eq!(&xattr(&root.join("whole"), name), value, "{name}");
     }
-    assert_eq!(
-        xattr(&root.join("shared"), "system.posix_acl_default"),
-        access
-    );
+    assert_eq!(xattr(&root.join("shared"), "system.posix_acl_default"), access);
     assert!(std::fs::read(root.join("whole")).unwrap() == content);
     assert_eq!(meta("sparse").len(), (1 << 33) + 8);
     assert_eq!(meta("sparse").blocks(), 16);
     assert_eq!(
-        std::fs::read_link(root.join("shared/short"))
-            .unwrap()
-            .to_str(),
+        std::fs::read_link(root.join("shared/short")).unwrap().to_str(),
         Some("../whole")
     );
     assert_eq!(
@@ -175,10 +160,7 @@ fn linux_reads_everything_and_writes_on() {
     );
     assert!(meta("device").file_type().is_char_device());
     let number = meta("device").rdev();
-    assert_eq!(
-        (rustix::fs::major(number), rustix::fs::minor(number)),
-        (300, 70_000)
-    );
+    assert_eq!((rustix::fs::major(number), rustix::fs::minor(number)), (300, 70_000));
     assert!(meta("disk").file_type().is_block_device());
     assert!(meta("pipe").file_type().is_fifo() && meta("socket").file_type().is_socket());
     // By name, through the index, and all of them in one listing.
@@ -202,13 +184,7 @@ fn linux_reads_everything_and_writes_on() {
         access.len()
     );
     std::fs::remove_file(root.join("sparse")).unwrap();
-    rustix::fs::lsetxattr(
-        root.join("again"),
-        "user.more",
-        b"v",
-        rustix::fs::XattrFlags::empty(),
-    )
-    .unwrap();
+    rustix::fs::lsetxattr(root.join("again"), "user.more", b"v", rustix::fs::XattrFlags::empty()).unwrap();
     mounted.unmount();
     check(file.path());
 }
@@ -232,10 +208,7 @@ fn a_mounted_image_grows_to_a_terabyte() {
         .arg(mounted.path())
         .output()
         .unwrap();
-    let output = Command::new(resize)
-        .arg(text(&source).trim())
-        .output()
-        .unwrap();
+    let output = Command::new(resize).arg(text(&source).trim()).output().unwrap();
     if text(&output).contains("Permission denied") {
         println!("skipped: growing a mounted file system needs CAP_SYS_RESOURCE");
         mounted.unmount();
@@ -243,11 +216,7 @@ fn a_mounted_image_grows_to_a_terabyte() {
     }
     assert!(output.status.success(), "{}", text(&output));
     let space = rustix::fs::statvfs(mounted.path()).unwrap();
-    assert!(
-        space.f_blocks * space.f_frsize > 1_000_000 * MIB,
-        "{}",
-        space.f_blocks
-    );
+    assert!(space.f_blocks * space.f_frsize > 1_000_000 * MIB, "{}", space.f_blocks);
     assert_eq!(space.f_files, 8192 * 8192);
     assert!(std::fs::read(mounted.path().join("kept")).unwrap() == [5; 100_000]);
     std::fs::write(mounted.path().join("new"), vec![6; 10_000_000]).unwrap();

@@ -83,11 +83,7 @@ pub struct ImageProcess {
 
 impl fmt::Debug for ImageProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self
-            .env
-            .iter()
-            .map(|e| e.split('=').next().unwrap_or(""))
-            .collect();
+        let names: Vec<&str> = self.env.iter().map(|e| e.split('=').next().unwrap_or("")).collect();
         f.debug_struct("ImageProcess")
             .field("entrypoint", &self.entrypoint)
             .field("cmd", &self.cmd)
@@ -220,20 +216,14 @@ mod tests {
         let text = format!("{:?}", config());
         assert!(!text.contains("hunter2"), "{text}");
         assert!(!text.contains(&format!("{:?}", b"hunter2")), "{text}");
-        assert!(
-            text.contains("TOKEN") && text.contains("PASSWORD"),
-            "{text}"
-        );
+        assert!(text.contains("TOKEN") && text.contains("PASSWORD"), "{text}");
     }
 
     #[test]
     fn json_survives_the_round_trip() {
         let json = serde_json::to_string(&config()).expect("serialises");
         assert!(json.contains("\"content\":\"aHVudGVyMg==\""), "{json}");
-        assert_eq!(
-            serde_json::from_str::<GuestConfig>(&json).expect("parses"),
-            config()
-        );
+        assert_eq!(serde_json::from_str::<GuestConfig>(&json).expect("parses"), config());
     }
 
     #[test]

@@ -57,23 +57,14 @@ impl Writer {
         self.pad();
     }
 
-    fn header(
-        &mut self,
-        name: &str,
-        inode: u32,
-        mode: u32,
-        links: u32,
-        size: u32,
-        device: (u32, u32),
-    ) {
+    fn header(&mut self, name: &str, inode: u32, mode: u32, links: u32, size: u32, device: (u32, u32)) {
         let name_size = name.len() as u32 + 1;
         self.out.extend_from_slice(b"070701");
         let fields = [
             inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
         ];
         for field in fields {
-            self.out
-                .extend_from_slice(format!("{field:08X}").as_bytes());
+            self.out.extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.out.extend_from_slice(name.as_bytes());
         self.out.push(0);

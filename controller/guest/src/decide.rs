@@ -87,12 +87,7 @@ pub fn decide(config: &GuestConfig, image_init: Option<&str>) -> Result<Plan, No
 /// and drops the image's cmd, `args` replaces the cmd. `$(NAME)` is expanded in both.
 fn command_line(config: &GuestConfig) -> Vec<String> {
     let environment = expanded(&config.env);
-    let expand_all = |words: &[String]| {
-        words
-            .iter()
-            .map(|word| expand(word, &environment))
-            .collect::<Vec<_>>()
-    };
+    let expand_all = |words: &[String]| words.iter().map(|word| expand(word, &environment)).collect::<Vec<_>>();
     let mut argv = match &config.command {
         Some(command) => expand_all(command),
         None => config.image.entrypoint.clone(),
@@ -112,12 +107,7 @@ fn is_bare_shell(argv: &[String]) -> bool {
     let name = command.rsplit('/').next().unwrap_or_default();
     match name {
         "busybox" => matches!(arguments, [applet] if SHELLS.contains(&applet.as_str())),
-        _ => {
-            SHELLS.contains(&name)
-                && arguments
-                    .iter()
-                    .all(|a| a == "-l" || a == "-i" || a == "--login")
-        }
+        _ => SHELLS.contains(&name) && arguments.iter().all(|a| a == "-l" || a == "-i" || a == "--login"),
     }
 }
 
@@ -139,9 +129,7 @@ pub fn environment(config: &GuestConfig, home: &str) -> Vec<(String, String)> {
         Some(entry) => entry.1 = value,
         None => all.push((name, value)),
     };
-    let usable = |name: &str, value: &str| {
-        !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
-    };
+    let usable = |name: &str, value: &str| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
     for (name, value) in image.chain(expanded(&config.env)) {
         if usable(&name, &value) {
             set(name, value);
@@ -214,10 +202,7 @@ pub fn stop_signal(text: &str) -> Option<i32> {
         ("PWR", libc::SIGPWR),
         ("CONT", libc::SIGCONT),
     ];
-    names
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(_, number)| *number)
+    names.iter().find(|(n, _)| *n == name).map(|(_, number)| *number)
 }
 
 #[cfg(test)]
@@ -257,10 +242,7 @@ mod tests {
     #[test]
     fn redis_on_alpine_runs_its_entrypoint_although_there_is_an_init() {
         let redis = image(&["docker-entrypoint.sh"], &["redis-server"]);
-        assert_eq!(
-            decide(&redis, INIT),
-            runs(&["docker-entrypoint.sh", "redis-server"])
-        );
+        assert_eq!(decide(&redis, INIT), runs(&["docker-entrypoint.sh", "redis-server"]));
     }
 
     #[test]
@@ -278,14 +260,8 @@ mod tests {
     #[test]
     fn an_image_with_nothing_or_a_bare_shell_boots_its_init() {
         assert_eq!(decide(&image(&[], &[]), INIT), boots(&["/sbin/init"]));
-        assert_eq!(
-            decide(&image(&[], &["/bin/sh"]), INIT),
-            boots(&["/sbin/init"])
-        );
-        assert_eq!(
-            decide(&image(&[], &["bash", "-l"]), INIT),
-            boots(&["/sbin/init"])
-        );
+        assert_eq!(decide(&image(&[], &["/bin/sh"]), INIT), boots(&["/sbin/init"]));
+        assert_eq!(decide(&image(&[], &["bash", "-l"]), INIT), boots(&["/sbin/init"]));
     }
 
     #[test]
@@ -308,10 +284,7 @@ mod tests {
             init,
             ..image(&[], &[])
         };
-        assert_eq!(
-            decide(&forced(InitMode::Image), None),
-            Err(NothingToRun::NoInit)
-        );
+        assert_eq!(decide(&forced(InitMode::Image), None), Err(NothingToRun::NoInit));
         assert_eq!(
             decide(&forced(InitMode::Entrypoint), INIT),
             Err(NothingToRun::NoEntrypoint)
@@ -353,10 +326,7 @@ mod tests {
         };
         assert_eq!(decide(&with(Some(&["x"]), None), None), runs(&["x"]));
         assert_eq!(decide(&with(None, Some(&["y"])), None), runs(&["e", "y"]));
-        assert_eq!(
-            decide(&with(Some(&["x"]), Some(&["y"])), None),
-            runs(&["x", "y"])
-        );
+        assert_eq!(decide(&with(Some(&["x"]), Some(&["y"])), None), runs(&["x", "y"]));
     }
 
     #[test]
@@ -398,10 +368,7 @@ mod tests {
             value: "mine".into(),
         }];
         let all = environment(&config, "/root");
-        assert!(
-            all.contains(&("A".into(), "mine".into()))
-                && all.contains(&("HOME".into(), "/srv".into()))
-        );
+        assert!(all.contains(&("A".into(), "mine".into())) && all.contains(&("HOME".into(), "/srv".into())));
         assert!(all.contains(&("PATH".into(), DEFAULT_PATH.into())));
         assert_eq!(all.len(), 4, "{all:?}");
     }

@@ -13,9 +13,7 @@ pub fn hosts(hostname: &str, address: Option<&str>) -> String {
 
 /// `/etc/resolv.conf` with these name servers.
 pub fn resolv_conf(servers: &[String]) -> String {
-    let lines = servers
-        .iter()
-        .map(|server| format!("nameserver {server}\n"));
+    let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
     std::iter::once("# Written by vmlet-init at every start.\n".to_owned())
         .chain(lines)
         .collect()
@@ -66,17 +64,11 @@ mod tests {
     #[test]
     fn keys_of_the_machine_change_and_those_of_the_user_stay() {
         let first = authorized_keys("ssh-rsa mine\n", &["ssh-ed25519 a".into()]).expect("changed");
-        assert_eq!(
-            first,
-            format!("ssh-rsa mine\n{BEGIN}\nssh-ed25519 a\n{END}\n")
-        );
+        assert_eq!(first, format!("ssh-rsa mine\n{BEGIN}\nssh-ed25519 a\n{END}\n"));
         assert_eq!(authorized_keys(&first, &["ssh-ed25519 a".into()]), None);
         let edited = first + "ssh-rsa later\n";
         let second = authorized_keys(&edited, &["b\n\nc ".into()]).expect("changed");
-        assert_eq!(
-            second,
-            format!("ssh-rsa mine\nssh-rsa later\n{BEGIN}\nb\nc\n{END}\n")
-        );
+        assert_eq!(second, format!("ssh-rsa mine\nssh-rsa later\n{BEGIN}\nb\nc\n{END}\n"));
         assert_eq!(
             authorized_keys(&second, &[]).as_deref(),
             Some("ssh-rsa mine\nssh-rsa later\n")
@@ -97,14 +89,8 @@ mod tests {
             parse_address("10.0.2.15/24"),
             Some(([10, 0, 2, 15].into(), [255, 255, 255, 0].into()))
         );
-        assert_eq!(
-            parse_address("10.0.2.15/0").map(|(_, m)| m),
-            Some([0, 0, 0, 0].into())
-        );
-        assert_eq!(
-            parse_address("10.0.2.15/32").map(|(_, m)| m),
-            Some([255; 4].into())
-        );
+        assert_eq!(parse_address("10.0.2.15/0").map(|(_, m)| m), Some([0, 0, 0, 0].into()));
+        assert_eq!(parse_address("10.0.2.15/32").map(|(_, m)| m), Some([255; 4].into()));
         assert_eq!(
             [
                 parse_address("10.0.2.15"),

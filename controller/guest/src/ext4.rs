@@ -64,8 +64,7 @@ mod tests {
 
     #[test]
     fn a_superblock_says_its_size_and_whether_its_journal_is_dirty() {
-        let read = Superblock::parse(&superblock(5 << 32 | 7, INCOMPAT_64BIT | INCOMPAT_RECOVER))
-            .expect("ext4");
+        let read = Superblock::parse(&superblock(5 << 32 | 7, INCOMPAT_64BIT | INCOMPAT_RECOVER)).expect("ext4");
         assert_eq!(
             read,
             Superblock {
@@ -110,11 +109,7 @@ mod tests {
             needs_recovery: false,
         };
         assert_eq!(
-            [
-                fs.grown(4096 * 10 + 4095),
-                fs.grown(4096 * 9),
-                fs.grown(4096 * 11)
-            ],
+            [fs.grown(4096 * 10 + 4095), fs.grown(4096 * 9), fs.grown(4096 * 11)],
             [None, None, Some(11)]
         );
     }

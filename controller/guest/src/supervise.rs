@@ -127,9 +127,7 @@ impl Supervisor {
                 self.cause = Cause::Host;
                 vec![Effect::Arm(grace)]
             }
-            (Phase::Draining | Phase::Killed, Input::Shutdown { .. })
-                if self.cause == Cause::Reboot =>
-            {
+            (Phase::Draining | Phase::Killed, Input::Shutdown { .. }) if self.cause == Cause::Reboot => {
                 self.cause = Cause::Host;
                 vec![]
             }
@@ -138,8 +136,9 @@ impl Supervisor {
                 self.kill()
             }
             (Phase::Draining, Input::Timer) => self.kill(),
-            (Phase::Draining | Phase::Killed, Input::NoChildren)
-            | (Phase::Killed, Input::Timer) => vec![Effect::End(self.end())],
+            (Phase::Draining | Phase::Killed, Input::NoChildren) | (Phase::Killed, Input::Timer) => {
+                vec![Effect::End(self.end())]
+            }
             _ => vec![],
         }
     }
@@ -176,10 +175,7 @@ mod tests {
 
     fn run(inputs: &[Input]) -> Vec<Effect> {
         let mut supervisor = Supervisor::new(30_000);
-        inputs
-            .iter()
-            .flat_map(|input| supervisor.on(*input))
-            .collect()
+        inputs.iter().flat_map(|input| supervisor.on(*input)).collect()
     }
 
     fn end(reason: ExitReason, exit_code: Option<i32>) -> Effect {
@@ -192,10 +188,7 @@ mod tests {
     #[test]
     fn a_workload_that_ends_is_reported_with_its_code() {
         let effects = run(&[Input::Ended(7), Input::NoChildren]);
-        assert_eq!(
-            effects,
-            [TERM.as_slice(), &[end(ExitReason::Exited, Some(7))]].concat()
-        );
+        assert_eq!(effects, [TERM.as_slice(), &[end(ExitReason::Exited, Some(7))]].concat());
     }
 
     #[test]
@@ -209,20 +202,11 @@ mod tests {
 
     #[test]
     fn a_shutdown_that_is_followed_in_time_is_graceful() {
-        let effects = run(&[
-            Input::Shutdown { grace: 5000 },
-            Input::Ended(143),
-            Input::NoChildren,
-        ]);
+        let effects = run(&[Input::Shutdown { grace: 5000 }, Input::Ended(143), Input::NoChildren]);
         let stop = [Effect::StopWorkload, Effect::Arm(5000)];
         assert_eq!(
             effects,
-            [
-                stop.as_slice(),
-                &TERM,
-                &[end(ExitReason::Shutdown, Some(143))]
-            ]
-            .concat()
+            [stop.as_slice(), &TERM, &[end(ExitReason::Shutdown, Some(143))]].concat()
         );
     }
 
@@ -237,12 +221,7 @@ mod tests {
         let stop = [Effect::StopWorkload, Effect::Arm(5000)];
         assert_eq!(
             effects,
-            [
-                stop.as_slice(),
-                &KILL,
-                &[end(ExitReason::ShutdownForced, Some(137))]
-            ]
-            .concat()
+            [stop.as_slice(), &KILL, &[end(ExitReason::ShutdownForced, Some(137))]].concat()
         );
         let stuck = run(&[Input::Shutdown { grace: 0 }, Input::Timer, Input::Timer]);
         assert_eq!(stuck.last(), Some(&end(ExitReason::ShutdownForced, None)));
@@ -250,10 +229,7 @@ mod tests {
 
     #[test]
     fn the_newest_grace_counts() {
-        let effects = run(&[
-            Input::Shutdown { grace: 60_000 },
-            Input::Shutdown { grace: 1000 },
-        ]);
+        let effects = run(&[Input::Shutdown { grace: 60_000 }, Input::Shutdown { grace: 1000 }]);
         assert_eq!(effects.last(), Some(&Effect::Arm(1000)));
     }
 

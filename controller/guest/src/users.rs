@@ -35,11 +35,7 @@ pub fn find(spec: &str, passwd: &str, group: &str) -> Result<User, UnknownUser> 
         None => (spec, None),
     };
     let name = if name.is_empty() { "0" } else { name };
-    let known = entry(name, passwd).or_else(|| {
-        name.parse::<u32>()
-            .ok()
-            .and_then(|uid| entry_of(uid, passwd))
-    });
+    let known = entry(name, passwd).or_else(|| name.parse::<u32>().ok().and_then(|uid| entry_of(uid, passwd)));
     let (uid, primary, home, login) = match known {
         Some(known) => known,
         None => match name.parse::<u32>() {
@@ -51,9 +47,7 @@ pub fn find(spec: &str, passwd: &str, group: &str) -> Result<User, UnknownUser> 
         None => primary,
         Some(wanted) => match groups(group).find(|(n, ..)| *n == wanted) {
             Some((_, gid, _)) => gid,
-            None => wanted
-                .parse()
-                .map_err(|_| UnknownUser::Group(wanted.to_owned()))?,
+            None => wanted.parse().map_err(|_| UnknownUser::Group(wanted.to_owned()))?,
         },
     };
     let mut supplementary: Vec<u32> = match (group_name, &login) {
@@ -82,12 +76,7 @@ fn entries(passwd: &str) -> impl Iterator<Item = Known> {
         let home = fields.get(5).filter(|h| h.starts_with('/')).unwrap_or(&"/");
         let login = fields.first().filter(|n| !n.is_empty())?;
         let number = |at: usize| fields.get(at).and_then(|f| f.parse().ok());
-        Some((
-            number(2)?,
-            number(3)?,
-            (*home).to_owned(),
-            Some((*login).to_owned()),
-        ))
+        Some((number(2)?, number(3)?, (*home).to_owned(), Some((*login).to_owned())))
     })
 }
 
@@ -112,7 +101,8 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33:www:/var/www:/bin/false\n7:x:70:71::/seven:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33:www:/var/www:/bin/false\n7:x:70:71::/seven:\n";
     const GROUP: &str = "root:x:0:\nweb:x:33:\nlog:x:4:syslog,web\nadm:x:5:web\n";
 
     fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> Result<User, UnknownUser> {

@@ -151,7 +151,10 @@ fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
                 "cgroup" if has("pids") => Kind::Pids,
                 _ => return None,
             };
-            Some(Hierarchy { root: PathBuf::from(root), kind })
+            Some(Hierarchy {
+                root: PathBuf::from(root),
+                kind,
+            })
         })
         .collect()
 }

@@ -119,7 +119,11 @@ impl ConsoleReader {
         }
         let mut new = read_file(&self.log, start.saturating_sub(self.before))?;
         bytes.append(&mut new);
-        Ok(ConsoleChunk { offset: start, next: start + bytes.len() as u64, bytes })
+        Ok(ConsoleChunk {
+            offset: start,
+            next: start + bytes.len() as u64,
+            bytes,
+        })
     }
 }
 

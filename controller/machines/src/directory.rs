@@ -120,7 +120,14 @@ mod tests {
     #[test]
     fn only_a_uuid_becomes_a_directory() {
         assert!(is_uid(UID));
-        for bad in ["", ".", "..", "../../../etc/0000000000000000000000000", &UID.to_uppercase(), &UID[1..]] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../../../etc/0000000000000000000000000",
+            &UID.to_uppercase(),
+            &UID[1..],
+        ] {
             assert!(!is_uid(bad), "{bad}");
         }
     }

@@ -81,7 +81,11 @@ impl Host {
         Ok(Host {
             facts: crate::probe::probe(&config),
             boot_id: host_boot_id()?,
-            cgroups: if config.isolate { Cgroups::find() } else { Cgroups::none() },
+            cgroups: if config.isolate {
+                Cgroups::find()
+            } else {
+                Cgroups::none()
+            },
             notifier: Notifier::start(wake),
             config,
         })
@@ -92,8 +96,13 @@ impl Host {
         if !self.config.isolate || !rustix::process::geteuid().is_root() {
             return None;
         }
-        let hash = uid.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        Some(Identity { id: FIRST_USER + hash % USERS, extra_group: self.facts.kvm_group() })
+        let hash = uid
+            .bytes()
+            .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        Some(Identity {
+            id: FIRST_USER + hash % USERS,
+            extra_group: self.facts.kvm_group(),
+        })
     }
 
     /// Whether a VMM of ours may run as this user.

@@ -97,7 +97,11 @@ pub struct Verdict {
 /// Says how a run ended.
 pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
     use TerminationReason as R;
-    let say = |reason, message: String| Verdict { reason, exit_code: None, message };
+    let say = |reason, message: String| Verdict {
+        reason,
+        exit_code: None,
+        message,
+    };
     if evidence.stop.is_some_and(|stop| stop.killed) {
         return say(
             R::ForcedKill,
@@ -142,7 +146,11 @@ fn by_record(record: &ExitRecord, asked: bool) -> Verdict {
     use TerminationReason as R;
     let code = (record.exit_code >= 0).then_some(record.exit_code);
     let detail = printable(&record.message);
-    let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+    let detail = if detail.is_empty() {
+        String::new()
+    } else {
+        format!(": {detail}")
+    };
     let (reason, message) = match record.reason {
         ExitReason::Exited if asked => (R::Stopped, format!("it stopped as asked{detail}")),
         ExitReason::Exited if record.exit_code == 0 => (R::Completed, format!("the workload ended{detail}")),
@@ -157,9 +165,16 @@ fn by_record(record: &ExitRecord, asked: bool) -> Verdict {
         ),
         ExitReason::PowerOff if asked => (R::Stopped, format!("it stopped as asked{detail}")),
         ExitReason::PowerOff => (R::Completed, format!("the guest powered itself off{detail}")),
-        early => (R::BootFailed, format!("{}{detail}; the console log says more", early.as_str())),
+        early => (
+            R::BootFailed,
+            format!("{}{detail}; the console log says more", early.as_str()),
+        ),
     };
-    Verdict { reason, exit_code: code, message }
+    Verdict {
+        reason,
+        exit_code: code,
+        message,
+    }
 }
 
 /// Guests write what they like: control characters do not reach terminals and status fields.
@@ -181,11 +196,19 @@ mod tests {
     use std::time::SystemTime;
 
     fn record(reason: ExitReason, exit_code: i32) -> ExitRecord {
-        ExitRecord { reason, exit_code, boot_id: [0; 16], message: "de\u{1b}tail".into() }
+        ExitRecord {
+            reason,
+            exit_code,
+            boot_id: [0; 16],
+            message: "de\u{1b}tail".into(),
+        }
     }
 
     fn stop(killed: bool) -> Option<Stop> {
-        Some(Stop { deadline: SystemTime::UNIX_EPOCH, killed })
+        Some(Stop {
+            deadline: SystemTime::UNIX_EPOCH,
+            killed,
+        })
     }
 
     fn gone(answered: bool, out_of_memory: bool) -> End {
@@ -198,7 +221,12 @@ mod tests {
     }
 
     fn judge(end: End, record: Option<&ExitRecord>, was_ready: bool, stop: Option<Stop>) -> Verdict {
-        verdict(&Evidence { end, record, was_ready, stop })
+        verdict(&Evidence {
+            end,
+            record,
+            was_ready,
+            stop,
+        })
     }
 
     const OFF: End = End::Shutdown { reset: false };
@@ -229,7 +257,10 @@ mod tests {
         use TerminationReason as R;
         assert_eq!(judge(OFF, None, true, None).reason, R::Completed);
         assert_eq!(judge(OFF, None, false, None).reason, R::BootFailed);
-        assert_eq!(judge(End::Shutdown { reset: true }, None, true, None).reason, R::BootFailed);
+        assert_eq!(
+            judge(End::Shutdown { reset: true }, None, true, None).reason,
+            R::BootFailed
+        );
         assert_eq!(judge(OFF, None, true, stop(false)).reason, R::Stopped);
     }
 

@@ -58,7 +58,10 @@ impl Machines {
     /// The directory cannot be made or read. What is wrong with one machine is that machine's observation.
     pub async fn open(config: Config, wake: mpsc::Sender<String>) -> Result<Machines, OpenError> {
         let path = config.dir.clone();
-        let failed = |source| OpenError { path: path.clone(), source };
+        let failed = |source| OpenError {
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(&path).map_err(failed)?;
         let host = tokio::task::spawn_blocking({
             let runtime = tokio::runtime::Handle::current();
@@ -71,7 +74,10 @@ impl Machines {
         .map_err(|error| failed(io::Error::other(error)))?
         .map_err(failed)?;
         let machines = Machines {
-            inner: Arc::new(Inner { host: Arc::new(host), handles: Mutex::default() }),
+            inner: Arc::new(Inner {
+                host: Arc::new(host),
+                handles: Mutex::default(),
+            }),
         };
         machines.adopt_all().await.map_err(failed)?;
         Ok(machines)
@@ -83,7 +89,9 @@ impl Machines {
         let mut adopted = Vec::new();
         for entry in std::fs::read_dir(&host.config.dir)? {
             let name = entry?.file_name();
-            let Some(uid) = name.to_str().filter(|name| is_uid(name)) else { continue };
+            let Some(uid) = name.to_str().filter(|name| is_uid(name)) else {
+                continue;
+            };
             let vmm = vmms.remove(uid);
             adopted.push(self.spawn(&mut self.handles(), uid, vmm));
         }
@@ -100,7 +108,9 @@ impl Machines {
     /// A uid that is not a UUID in lower case is refused: [`Machines::observe`] says so.
     pub fn apply(&self, uid: &str, goal: Goal) {
         let mut handles = self.handles();
-        let known = handles.get(uid).is_some_and(|h| h.seen.borrow().phase != Phase::Deleted);
+        let known = handles
+            .get(uid)
+            .is_some_and(|h| h.seen.borrow().phase != Phase::Deleted);
         if !known {
             if !is_uid(uid) {
                 handles.insert(uid.to_owned(), refused(uid));
@@ -140,7 +150,10 @@ impl Machines {
     /// Drops the memory of a machine that was deleted. Of another one nothing is dropped.
     pub fn forget(&self, uid: &str) {
         let mut handles = self.handles();
-        if handles.get(uid).is_some_and(|h| h.seen.borrow().phase == Phase::Deleted) {
+        if handles
+            .get(uid)
+            .is_some_and(|h| h.seen.borrow().phase == Phase::Deleted)
+        {
             handles.remove(uid);
         }
     }
@@ -182,8 +195,16 @@ impl Machines {
         let (goal, goals) = watch::channel(None);
         let (seen, observations) = watch::channel(Observation::default());
         let (questions, asked) = mpsc::channel(4);
-        let wires = Wires { goal: goals, seen, questions: asked };
-        let handle = Handle { goal, seen: observations.clone(), questions };
+        let wires = Wires {
+            goal: goals,
+            seen,
+            questions: asked,
+        };
+        let handle = Handle {
+            goal,
+            seen: observations.clone(),
+            questions,
+        };
         match Machine::find(Arc::clone(&self.inner.host), uid, vmm, wires) {
             Ok(machine) => {
                 tokio::spawn(machine.run());
@@ -230,7 +251,9 @@ fn refused(uid: &str) -> Handle {
 
 fn unusable(error: &io::Error) -> Handle {
     inert(Observation {
-        phase: Phase::Unmanageable { message: format!("what is kept of it cannot be read: {error}") },
+        phase: Phase::Unmanageable {
+            message: format!("what is kept of it cannot be read: {error}"),
+        },
         ..Observation::default()
     })
 }

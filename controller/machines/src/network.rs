@@ -39,7 +39,12 @@ fn parse_line(line: &str) -> Option<Forward> {
         "*" => Ipv4Addr::UNSPECIFIED,
         text => text.parse().ok()?,
     };
-    Some(Forward { protocol, host_ip, host_port, guest_port })
+    Some(Forward {
+        protocol,
+        host_ip,
+        host_port,
+        guest_port,
+    })
 }
 
 /// What to change.
@@ -118,7 +123,11 @@ pub fn explain(want: &PortForward, answer: &str) -> String {
     } else {
         ": the port is taken by another process or machine, or the address is not of this host"
     };
-    format!("{}:{port} cannot be listened on{hint} ({})", want.host_ip, answer.trim())
+    format!(
+        "{}:{port} cannot be listened on{hint} ({})",
+        want.host_ip,
+        answer.trim()
+    )
 }
 
 /// The state of a wanted forward.
@@ -157,7 +166,12 @@ mod tests {
     }
 
     fn forward(host_port: u16, guest_port: u16) -> Forward {
-        Forward { protocol: Protocol::Tcp, host_ip: Ipv4Addr::LOCALHOST, host_port, guest_port }
+        Forward {
+            protocol: Protocol::Tcp,
+            host_ip: Ipv4Addr::LOCALHOST,
+            host_port,
+            guest_port,
+        }
     }
 
     #[test]
@@ -166,7 +180,10 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert_eq!(found[0], forward(35051, 22));
         assert_eq!(found[1].host_ip, Ipv4Addr::UNSPECIFIED);
-        assert_eq!((found[2].protocol, found[2].host_port, found[2].guest_port), (Protocol::Udp, 52264, 53));
+        assert_eq!(
+            (found[2].protocol, found[2].host_port, found[2].guest_port),
+            (Protocol::Udp, 52264, 53)
+        );
         assert_eq!(parse_usernet("TCP[HOST_FORWARD] 1 x y z\nTCP[HOST_FORWARD]"), []);
     }
 
@@ -188,9 +205,18 @@ mod tests {
 
     #[test]
     fn commands_carry_nothing_but_numbers() {
-        assert_eq!(add_command(&want(22, None)).expect("v4"), "hostfwd_add net0 tcp:127.0.0.1:0-:22");
-        assert_eq!(remove_command(&forward(2222, 22)), "hostfwd_remove net0 tcp:127.0.0.1:2222");
-        let v6 = PortForward { host_ip: "::1".parse().expect("an address"), ..want(22, None) };
+        assert_eq!(
+            add_command(&want(22, None)).expect("v4"),
+            "hostfwd_add net0 tcp:127.0.0.1:0-:22"
+        );
+        assert_eq!(
+            remove_command(&forward(2222, 22)),
+            "hostfwd_remove net0 tcp:127.0.0.1:2222"
+        );
+        let v6 = PortForward {
+            host_ip: "::1".parse().expect("an address"),
+            ..want(22, None)
+        };
         assert!(add_command(&v6).expect_err("v6").contains("IPv4 only"));
         assert!(add_command(&want(0, None)).is_err());
     }
@@ -198,6 +224,9 @@ mod tests {
     #[test]
     fn a_taken_port_is_named() {
         let text = explain(&want(22, Some(2222)), "Could not set up host forwarding rule\r\n");
-        assert!(text.starts_with("127.0.0.1:2222 cannot be listened on: the port is taken"), "{text}");
+        assert!(
+            text.starts_with("127.0.0.1:2222 cannot be listened on: the port is taken"),
+            "{text}"
+        );
     }
 }

@@ -38,7 +38,9 @@ pub enum PrepareError {
         source: Qcow2Error,
     },
     /// The overlay stands on other bytes.
-    #[error("the root disk was made on the base {there}, the machine now names {wanted}: a disk stays with its base; delete the machine, or name the former image again")]
+    #[error(
+        "the root disk was made on the base {there}, the machine now names {wanted}: a disk stays with its base; delete the machine, or name the former image again"
+    )]
     OtherBase {
         /// What the disk says.
         there: String,
@@ -113,7 +115,11 @@ pub fn prepare(
     };
     let initrd = guest_initrd(dir, spec, initrd, vmm_user)?;
     let base = open("base of the root disk", &spec.base)?;
-    let modules = spec.modules_disk.as_deref().map(|path| open("modules disk", path)).transpose()?;
+    let modules = spec
+        .modules_disk
+        .as_deref()
+        .map(|path| open("modules disk", path))
+        .transpose()?;
     let listen = |name| dir.listen(name).map_err(file_error("socket", &dir.file(name)));
     let (monitor, control) = (listen(MONITOR)?, listen(CONTROL)?);
     let output = OpenOptions::new()
@@ -140,7 +146,11 @@ pub fn prepare(
     Ok(Prepared {
         inherited,
         descriptors,
-        disk: DiskInfo { base_id: spec.base_id.clone(), size_bytes: size, pinned },
+        disk: DiskInfo {
+            base_id: spec.base_id.clone(),
+            size_bytes: size,
+            pinned,
+        },
         kernel_is_elf,
         output,
     })
@@ -149,9 +159,15 @@ pub fn prepare(
 /// The overlay, made, thrown away and grown as the spec says, and its size.
 fn overlay(dir: &MachineDir, spec: &MachineSpec) -> Result<(File, u64), PrepareError> {
     let path = dir.file(OVERLAY);
-    let disk_error = |source: Qcow2Error| PrepareError::Disk { path: path.display().to_string(), source };
+    let disk_error = |source: Qcow2Error| PrepareError::Disk {
+        path: path.display().to_string(),
+        source,
+    };
     if let Some(wanted) = spec.disk_size.filter(|size| *size < spec.base_size) {
-        return Err(PrepareError::TooSmall { wanted, base: spec.base_size });
+        return Err(PrepareError::TooSmall {
+            wanted,
+            base: spec.base_size,
+        });
     }
     if spec.ephemeral {
         match std::fs::remove_file(&path) {
@@ -176,11 +192,17 @@ fn overlay(dir: &MachineDir, spec: &MachineSpec) -> Result<(File, u64), PrepareE
         .map_err(file_error("root disk", &path))?;
     let there = qcow2::read(&file).map_err(disk_error)?;
     if there.base_id != spec.base_id {
-        return Err(PrepareError::OtherBase { there: there.base_id, wanted: spec.base_id.clone() });
+        return Err(PrepareError::OtherBase {
+            there: there.base_id,
+            wanted: spec.base_id.clone(),
+        });
     }
     let size = spec.disk_size.unwrap_or(there.size);
     if size < there.size {
-        return Err(PrepareError::WouldShrink { there: there.size, wanted: size });
+        return Err(PrepareError::WouldShrink {
+            there: there.size,
+            wanted: size,
+        });
     }
     if size > there.size {
         qcow2::grow(&file, &there, size).map_err(disk_error)?;

@@ -93,7 +93,12 @@ pub fn probe(config: &Config) -> HostFacts {
     };
     let mut findings = vec![qemu_finding(&qemu), kvm_finding(config.accelerator, &kvm)];
     findings.extend(isolation_findings(config));
-    HostFacts { qemu, kvm, accelerator, findings }
+    HostFacts {
+        qemu,
+        kvm,
+        accelerator,
+        findings,
+    }
 }
 
 fn find_qemu(configured: Option<&Path>) -> Result<Qemu, String> {
@@ -112,7 +117,11 @@ fn find_qemu(configured: Option<&Path>) -> Result<Qemu, String> {
     let text = String::from_utf8_lossy(&output.stdout);
     let version = parse_version(&text)
         .ok_or_else(|| format!("{} --version says no version ({})", path.display(), output.status))?;
-    Ok(Qemu { qboot: has_qboot(&path), path, version })
+    Ok(Qemu {
+        qboot: has_qboot(&path),
+        path,
+        version,
+    })
 }
 
 fn parse_version(text: &str) -> Option<String> {
@@ -121,7 +130,10 @@ fn parse_version(text: &str) -> Option<String> {
 }
 
 fn has_qboot(qemu: &Path) -> bool {
-    let beside = qemu.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
+    let beside = qemu
+        .parent()
+        .and_then(Path::parent)
+        .map(|prefix| prefix.join("share/qemu"));
     beside
         .into_iter()
         .chain([PathBuf::from("/usr/share/qemu"), PathBuf::from("/usr/share/qboot")])
@@ -129,11 +141,7 @@ fn has_qboot(qemu: &Path) -> bool {
 }
 
 /// /dev/kvm that opens is not enough: kvm_pvm opens and boots no stock kernel.
-fn kvm_usable(
-    cpuinfo: &str,
-    exists: &dyn Fn(&Path) -> bool,
-    may_open: &dyn Fn(&Path) -> bool,
-) -> Result<(), String> {
+fn kvm_usable(cpuinfo: &str, exists: &dyn Fn(&Path) -> bool, may_open: &dyn Fn(&Path) -> bool) -> Result<(), String> {
     let device = Path::new("/dev/kvm");
     if !exists(device) {
         return Err("there is no /dev/kvm".to_owned());
@@ -181,7 +189,12 @@ fn kvm_finding(choice: AcceleratorChoice, kvm: &Result<(), String>) -> Finding {
         ),
         (Err(why), AcceleratorChoice::Kvm) => (Level::Failure, why.clone(), Some(remedy_for_kvm(why))),
     };
-    Finding { name: "KVM", level, message, remedy }
+    Finding {
+        name: "KVM",
+        level,
+        message,
+        remedy,
+    }
 }
 
 fn remedy_for_kvm(why: &str) -> String {

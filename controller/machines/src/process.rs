@@ -86,7 +86,11 @@ impl Process {
         unsafe { command.pre_exec(move || prepare_child(&inherited, &cgroups, identity)) };
         let mut child = command.spawn()?;
         match hold(child.id() as i32, boot_id) {
-            Ok((id, pidfd)) => Ok(Process { id, pidfd, child: Some(child) }),
+            Ok((id, pidfd)) => Ok(Process {
+                id,
+                pidfd,
+                child: Some(child),
+            }),
             // Not held is not supervised: it must not go on unseen.
             Err(error) => {
                 let _ = child.kill();
@@ -105,7 +109,11 @@ impl Process {
             return Ok(None);
         }
         match hold(id.pid, boot_id) {
-            Ok((found, pidfd)) if found == *id => Ok(Some(Process { id: found, pidfd, child: None })),
+            Ok((found, pidfd)) if found == *id => Ok(Some(Process {
+                id: found,
+                pidfd,
+                child: None,
+            })),
             Ok(_) => Ok(None),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
@@ -147,7 +155,10 @@ fn prepare_child(inherited: &[OwnedFd], cgroups: &[File], identity: Option<Ident
     for fd in inherited {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     rustix::process::setrlimit(Resource::Core, none)?;
     if let Some(identity) = identity {
         let group = Gid::from_raw(identity.id);
@@ -171,7 +182,11 @@ fn hold(pid: i32, boot_id: &str) -> io::Result<(ProcessId, AsyncFd<OwnedFd>)> {
         Ok(()) => {}
         Err(error) => return Err(error),
     }
-    let id = ProcessId { pid, start_time, boot_id: boot_id.to_owned() };
+    let id = ProcessId {
+        pid,
+        start_time,
+        boot_id: boot_id.to_owned(),
+    };
     // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives, and the AsyncFd owns it.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
     Ok((id, pidfd))
@@ -199,8 +214,7 @@ fn pidfd_send_signal_none(pidfd: &OwnedFd) -> io::Result<()> {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
-        || error.kind() == io::ErrorKind::NotFound
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) || error.kind() == io::ErrorKind::NotFound
 }
 
 fn start_time(pid: i32) -> io::Result<u64> {
@@ -247,7 +261,9 @@ pub fn find_vmms(boot_id: &str, is_ours: impl Fn(u32) -> bool) -> io::Result<Has
             continue;
         };
         // Processes end while one looks at them.
-        let Some((uid, vmm)) = look_at(pid, boot_id, &is_ours) else { continue };
+        let Some((uid, vmm)) = look_at(pid, boot_id, &is_ours) else {
+            continue;
+        };
         found.insert(uid, vmm);
     }
     Ok(found)
@@ -270,7 +286,11 @@ fn look_at(pid: i32, boot_id: &str, is_ours: &impl Fn(u32) -> bool) -> Option<(S
     if !is_ours(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid()) {
         return None;
     }
-    let id = ProcessId { pid, start_time: start_time(pid).ok()?, boot_id: boot_id.to_owned() };
+    let id = ProcessId {
+        pid,
+        start_time: start_time(pid).ok()?,
+        boot_id: boot_id.to_owned(),
+    };
     Some((uid, FoundVmm { id, argv }))
 }
 
@@ -318,7 +338,10 @@ mod tests {
         let mut process = sleeper();
         let id = process.id.clone();
         assert!(Process::adopt(&id, "boot").expect("tells").is_some());
-        let other = ProcessId { start_time: id.start_time + 1, ..id.clone() };
+        let other = ProcessId {
+            start_time: id.start_time + 1,
+            ..id.clone()
+        };
         assert!(Process::adopt(&other, "boot").expect("tells").is_none());
         assert!(Process::adopt(&id, "later boot").expect("tells").is_none());
         process.kill().expect("kills");
@@ -340,7 +363,8 @@ mod tests {
             rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).expect("leaks");
             fd
         };
-        let script = "ls -v /proc/$$/fd; cut -d' ' -f 1,6 /proc/$$/stat; echo $$; ulimit -c; grep NoNewPrivs /proc/$$/status";
+        let script =
+            "ls -v /proc/$$/fd; cut -d' ' -f 1,6 /proc/$$/stat; echo $$; ulimit -c; grep NoNewPrivs /proc/$$/status";
         let launch = Launch {
             program: Path::new("/bin/sh"),
             arguments: vec!["-c".into(), script.into()],

@@ -192,7 +192,11 @@ mod tests {
         let mut record = Record::new(UID);
         record.begin(4);
         record.stage = Stage::Live;
-        record.process = Some(ProcessId { pid: 7, start_time: 9, boot_id: "b".into() });
+        record.process = Some(ProcessId {
+            pid: 7,
+            start_time: 9,
+            boot_id: "b".into(),
+        });
         record.termination = Some(Termination {
             run: 3,
             reason: TerminationReason::Error,
@@ -231,7 +235,10 @@ mod tests {
     fn a_torn_record_is_set_aside_at_every_length() {
         let whole = serde_json::to_vec(&record()).expect("serialises");
         for length in 0..whole.len() {
-            assert!(matches!(read_back(&whole[..length]), Found::SetAside { .. }), "{length}");
+            assert!(
+                matches!(read_back(&whole[..length]), Found::SetAside { .. }),
+                "{length}"
+            );
         }
         assert!(matches!(read_back(&whole), Found::Record(_)));
     }
@@ -239,11 +246,16 @@ mod tests {
     #[test]
     fn a_foreign_record_is_set_aside_with_the_reason() {
         for (bytes, reason) in [
-            (r#"{"version":2,"uid":"0b8e0c3e-6f4e-4a53-9a51-1d6f3f1f2a10"}"#, "version 2"),
+            (
+                r#"{"version":2,"uid":"0b8e0c3e-6f4e-4a53-9a51-1d6f3f1f2a10"}"#,
+                "version 2",
+            ),
             (r#"{"version":1,"uid":"other"}"#, "another machine"),
             ("\0\0\0\0", "expected value"),
         ] {
-            let Found::SetAside { why, .. } = read_back(bytes.as_bytes()) else { panic!("accepted") };
+            let Found::SetAside { why, .. } = read_back(bytes.as_bytes()) else {
+                panic!("accepted")
+            };
             assert!(why.contains(reason), "{why}");
         }
         let huge = vec![b' '; MAX_RECORD as usize + 1];
@@ -254,7 +266,10 @@ mod tests {
     fn a_new_run_forgets_the_old_one_but_for_its_end() {
         let mut record = record();
         record.begin(5);
-        assert_eq!((record.run, record.stage, record.process.as_ref()), (5, Stage::Launching, None));
+        assert_eq!(
+            (record.run, record.stage, record.process.as_ref()),
+            (5, Stage::Launching, None)
+        );
         assert_eq!(record.termination.expect("kept").run, 3);
     }
 }

@@ -113,7 +113,10 @@ async fn wait(
             let log = log.map(|chunk| String::from_utf8_lossy(&chunk.bytes).into_owned());
             machines.apply(UID, Goal::Delete { grace: Duration::ZERO });
             tokio::time::sleep(Duration::from_secs(2)).await;
-            panic!("never {what}; last seen: {seen:#?}\nconsole: {}", log.unwrap_or_default());
+            panic!(
+                "never {what}; last seen: {seen:#?}\nconsole: {}",
+                log.unwrap_or_default()
+            );
         }
     }
 }
@@ -135,9 +138,15 @@ async fn a_machine_runs_is_adopted_stopped_and_deleted() {
         println!("skipped: no QEMU");
         return;
     }
-    let run = |run, command| Goal::Run { run, spec: kit.spec(command) };
+    let run = |run, command| Goal::Run {
+        run,
+        spec: kit.spec(command),
+    };
     machines.apply(UID, run(1, "echo hello from the guest >/dev/console; sleep 1000"));
-    let first = wait(&machines, &mut wakes, "ready", |seen| ready(seen) || seen.termination.is_some()).await;
+    let first = wait(&machines, &mut wakes, "ready", |seen| {
+        ready(seen) || seen.termination.is_some()
+    })
+    .await;
     assert!(ready(&first), "{first:#?}");
     assert!(first.ports[0].host_port.is_some(), "{:?}", first.ports);
     println!("timings {:?}", first.timings);
@@ -169,19 +178,34 @@ async fn a_machine_runs_is_adopted_stopped_and_deleted() {
         if text.contains("hello from the guest") {
             break;
         }
-        assert!(tokio::time::Instant::now() < until, "the console never said hello; it said: {text}");
+        assert!(
+            tokio::time::Instant::now() < until,
+            "the console never said hello; it said: {text}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
-    machines.apply(UID, Goal::Stop { grace: Duration::from_secs(30) });
+    machines.apply(
+        UID,
+        Goal::Stop {
+            grace: Duration::from_secs(30),
+        },
+    );
     let stopped = wait(&machines, &mut wakes, "stopped", |seen| seen.phase == Phase::Stopped).await;
     let end = stopped.termination.expect("an end");
     assert_eq!(end.reason, TerminationReason::Stopped, "{end:?}");
 
     machines.apply(UID, run(2, "exit 7"));
-    let ended = wait(&machines, &mut wakes, "ended", |seen| seen.run == 2 && seen.phase == Phase::Stopped).await;
+    let ended = wait(&machines, &mut wakes, "ended", |seen| {
+        seen.run == 2 && seen.phase == Phase::Stopped
+    })
+    .await;
     let end = ended.termination.expect("an end");
-    assert_eq!((end.run, end.reason, end.exit_code), (2, TerminationReason::Error, Some(7)), "{end:?}");
+    assert_eq!(
+        (end.run, end.reason, end.exit_code),
+        (2, TerminationReason::Error, Some(7)),
+        "{end:?}"
+    );
 
     machines.apply(UID, Goal::Delete { grace: Duration::ZERO });
     wait(&machines, &mut wakes, "deleted", |seen| seen.phase == Phase::Deleted).await;

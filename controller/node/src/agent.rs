@@ -121,13 +121,28 @@ impl Agent {
     ///
     /// # Errors
     /// When the data directory cannot be used.
-    pub fn new(client: Client, config: AgentConfig, artifacts: Artifacts, machines: Machines, metrics: Metrics) -> Result<Self, AgentError> {
-        let failed = |error| AgentError::DataDir { dir: config.data_dir.clone(), error };
+    pub fn new(
+        client: Client,
+        config: AgentConfig,
+        artifacts: Artifacts,
+        machines: Machines,
+        metrics: Metrics,
+    ) -> Result<Self, AgentError> {
+        let failed = |error| AgentError::DataDir {
+            dir: config.data_dir.clone(),
+            error,
+        };
         let records = Records::open(config.data_dir.join("node/vms")).map_err(failed)?;
-        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(config.node.clone()) };
+        let reporter = Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance: Some(config.node.clone()),
+        };
         let cx = Context {
             recorder: Recorder::new(client.clone(), reporter),
-            dereferencer: Dereferencer { client: client.clone(), artifacts },
+            dereferencer: Dereferencer {
+                client: client.clone(),
+                artifacts,
+            },
             client,
             node: config.node.clone(),
             machines,
@@ -136,7 +151,10 @@ impl Agent {
             names: Mutex::new(HashMap::new()),
             metrics,
         };
-        Ok(Self { config, cx: Arc::new(cx) })
+        Ok(Self {
+            config,
+            cx: Arc::new(cx),
+        })
     }
 
     /// Runs until `shutdown`. VMs run on afterwards.
@@ -167,20 +185,37 @@ impl Agent {
         let wakes = futures::stream::select(ReceiverStream::new(artifact_wakes), ReceiverStream::new(machine_wakes));
         let names = Arc::clone(&self.cx);
         let wakes = wakes.filter_map(move |uid| {
-            let found = names.names.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned();
+            let found = names
+                .names
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&uid)
+                .cloned();
             async move { found }
         });
         let images = reader.clone();
         let kernels = reader.clone();
         let controller = Controller::for_stream(stream, reader)
             .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
-            .watches(Api::<Image>::all(self.cx.client.clone()), WatchConfig::default(), move |image| {
-                dependants(&images, &image.namespace().unwrap_or_default(), |vm| vm.spec.image_ref.name == image.name_any())
-            })
-            .watches(Api::<Kernel>::all(self.cx.client.clone()), WatchConfig::default(), move |kernel| {
-                // A VM without a kernelRef may use this kernel through its image.
-                dependants(&kernels, &kernel.namespace().unwrap_or_default(), |vm| vm.spec.kernel_ref.as_ref().is_none_or(|r| r.name == kernel.name_any()))
-            })
+            .watches(
+                Api::<Image>::all(self.cx.client.clone()),
+                WatchConfig::default(),
+                move |image| {
+                    dependants(&images, &image.namespace().unwrap_or_default(), |vm| {
+                        vm.spec.image_ref.name == image.name_any()
+                    })
+                },
+            )
+            .watches(
+                Api::<Kernel>::all(self.cx.client.clone()),
+                WatchConfig::default(),
+                move |kernel| {
+                    // A VM without a kernelRef may use this kernel through its image.
+                    dependants(&kernels, &kernel.namespace().unwrap_or_default(), |vm| {
+                        vm.spec.kernel_ref.as_ref().is_none_or(|r| r.name == kernel.name_any())
+                    })
+                },
+            )
             .reconcile_on(wakes)
             .graceful_shutdown_on(shutdown.clone().cancelled_owned())
             .run(reconcile, error_policy, Arc::clone(&self.cx));
@@ -196,7 +231,11 @@ impl Agent {
         }
         heartbeat.abort();
         sweep.abort();
-        if shutdown.is_cancelled() { Ok(()) } else { Err(AgentError::WatchEnded) }
+        if shutdown.is_cancelled() {
+            Ok(())
+        } else {
+            Err(AgentError::WatchEnded)
+        }
     }
 
     /// Waits for the API and makes sure that it is the one that the data directory belongs to.
@@ -209,10 +248,17 @@ impl Agent {
                 Ok(namespace) => {
                     let found = namespace.uid().unwrap_or_default();
                     let dir = &self.config.data_dir;
-                    let claim = identity::claim_api(dir, &found).map_err(|error| AgentError::DataDir { dir: dir.clone(), error })?;
+                    let claim = identity::claim_api(dir, &found).map_err(|error| AgentError::DataDir {
+                        dir: dir.clone(),
+                        error,
+                    })?;
                     return match claim {
                         Ok(()) => Ok(true),
-                        Err(owner) => Err(AgentError::ForeignApi { dir: dir.clone(), owner, found }),
+                        Err(owner) => Err(AgentError::ForeignApi {
+                            dir: dir.clone(),
+                            owner,
+                            found,
+                        }),
                     };
                 }
                 Err(error) if !told => {
@@ -229,8 +275,17 @@ impl Agent {
     }
 }
 
-fn dependants(store: &reflector::Store<VirtualMachine>, namespace: &str, refers: impl Fn(&VirtualMachine) -> bool) -> Vec<ObjectRef<VirtualMachine>> {
-    store.state().iter().filter(|vm| vm.namespace().as_deref() == Some(namespace) && refers(vm)).map(|vm| ObjectRef::from_obj(vm.as_ref())).collect()
+fn dependants(
+    store: &reflector::Store<VirtualMachine>,
+    namespace: &str,
+    refers: impl Fn(&VirtualMachine) -> bool,
+) -> Vec<ObjectRef<VirtualMachine>> {
+    store
+        .state()
+        .iter()
+        .filter(|vm| vm.namespace().as_deref() == Some(namespace) && refers(vm))
+        .map(|vm| ObjectRef::from_obj(vm.as_ref()))
+        .collect()
 }
 
 async fn beat(cx: Arc<Context>, facts: NodeFacts, shutdown: CancellationToken) {

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Client, ResourceExt};
-use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
 use vmlet_artifacts::docker_config;
 use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
 use vmlet_crds::{Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, VirtualMachine, pull_secret_configs};
 
 use crate::memory::{Pin, PinnedSource};
@@ -53,7 +53,10 @@ pub enum Part {
 
 impl Part {
     fn blocked(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Blocked { reason: reason.into(), message: message.into() }
+        Self::Blocked {
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 
     fn of<T>(state: &State<T>, what: &str, digest: impl Fn(&T) -> String) -> Self {
@@ -65,11 +68,16 @@ impl Part {
                     Phase::Running => "Pulling",
                     Phase::BackingOff { .. } => "BackOff",
                 };
-                Self::Waiting { reason, message: waiting.message.clone() }
+                Self::Waiting {
+                    reason,
+                    message: waiting.message.clone(),
+                }
             }
-            State::Failed(failure) => {
-                Self::Failed { reason: failure.reason.clone(), message: format!("{what}: {}", failure.message), retry_at: failure.retry_at }
-            }
+            State::Failed(failure) => Self::Failed {
+                reason: failure.reason.clone(),
+                message: format!("{what}: {}", failure.message),
+                retry_at: failure.retry_at,
+            },
         }
     }
 }
@@ -86,7 +94,11 @@ pub struct Artifact<T> {
 
 impl<T> Artifact<T> {
     fn missing(part: Part) -> Self {
-        Self { part, pin: None, ready: None }
+        Self {
+            part,
+            pin: None,
+            ready: None,
+        }
     }
 }
 
@@ -108,40 +120,67 @@ impl Dereferencer {
     ///
     /// # Errors
     /// When the API does not answer.
-    pub async fn image(&self, vm: &VirtualMachine, uid: &str, pinned: Option<&Pin>) -> kube::Result<(Artifact<ImageDisk>, Option<Image>)> {
+    pub async fn image(
+        &self,
+        vm: &VirtualMachine,
+        uid: &str,
+        pinned: Option<&Pin>,
+    ) -> kube::Result<(Artifact<ImageDisk>, Option<Image>)> {
         let namespace = vm.namespace().unwrap_or_default();
         let name = &vm.spec.image_ref.name;
-        let object = Api::<Image>::namespaced(self.client.clone(), &namespace).get_opt(name).await?;
+        let object = Api::<Image>::namespaced(self.client.clone(), &namespace)
+            .get_opt(name)
+            .await?;
         let what = format!("image \"{name}\"");
         let (source, digest) = match (pinned, &object) {
             (Some(pin), _) => (Source::from(&pin.source), Some(pin.digest.clone())),
             (None, None) => {
-                let message = format!("{what} does not exist in namespace \"{namespace}\": create it, or correct spec.imageRef");
+                let message =
+                    format!("{what} does not exist in namespace \"{namespace}\": create it, or correct spec.imageRef");
                 return Ok((Artifact::missing(Part::blocked("ImageNotFound", message)), None));
             }
             (None, Some(image)) => {
                 let source = source(&image.spec.source);
                 let status = image.status.clone().unwrap_or_default();
-                match resolved(&what, &source, image.metadata.generation, status.observed_generation, status.resolved.as_ref(), &status.conditions) {
+                match resolved(
+                    &what,
+                    &source,
+                    image.metadata.generation,
+                    status.observed_generation,
+                    status.resolved.as_ref(),
+                    &status.conditions,
+                ) {
                     Ok(digest) => (source, digest),
                     Err(part) => return Ok((Artifact::missing(part), object)),
                 }
             }
         };
-        let refs = object.as_ref().map(|o| o.spec.pull_secret_refs.clone()).unwrap_or_default();
+        let refs = object
+            .as_ref()
+            .map(|o| o.spec.pull_secret_refs.clone())
+            .unwrap_or_default();
         let credentials = match self.credentials(&namespace, &refs).await? {
             Ok(credentials) => credentials,
             Err(part) if pinned.is_none() => return Ok((Artifact::missing(part), object)),
             Err(_) => Vec::new(),
         };
-        let want = ImageWant { source: source.clone(), digest: digest.clone(), credentials };
+        let want = ImageWant {
+            source: source.clone(),
+            digest: digest.clone(),
+            credentials,
+        };
         let state = self.artifacts.ensure_image(&interest(uid), want).await;
         let part = Part::of(&state, &what, |disk: &ImageDisk| disk.digest.clone());
         let ready = match state {
             State::Ready(disk) => Some(disk),
             _ => None,
         };
-        let pin = ready.as_ref().map(|disk| Pin { name: name.clone(), source: PinnedSource::from(&source), digest: disk.digest.clone(), version: String::new() });
+        let pin = ready.as_ref().map(|disk| Pin {
+            name: name.clone(),
+            source: PinnedSource::from(&source),
+            digest: disk.digest.clone(),
+            version: String::new(),
+        });
         Ok((Artifact { part, pin, ready }, object))
     }
 
@@ -159,23 +198,43 @@ impl Dereferencer {
         pinned_only: bool,
     ) -> kube::Result<(Artifact<KernelFiles>, Vec<String>)> {
         let namespace = vm.namespace().unwrap_or_default();
-        let reference = vm.spec.kernel_ref.as_ref().or_else(|| image.and_then(|i| i.spec.kernel_ref.as_ref()));
+        let reference = vm
+            .spec
+            .kernel_ref
+            .as_ref()
+            .or_else(|| image.and_then(|i| i.spec.kernel_ref.as_ref()));
         let name = match (reference, pinned) {
             (_, Some(pin)) if pinned_only => pin.name.clone(),
             (Some(reference), _) => reference.name.clone(),
             (None, Some(pin)) => pin.name.clone(),
             (None, None) => {
-                let part = Part::blocked("NoKernel", format!("neither the virtual machine nor image \"{}\" names a kernel: set spec.kernelRef of one of them", vm.spec.image_ref.name));
+                let part = Part::blocked(
+                    "NoKernel",
+                    format!(
+                        "neither the virtual machine nor image \"{}\" names a kernel: set spec.kernelRef of one of them",
+                        vm.spec.image_ref.name
+                    ),
+                );
                 return Ok((Artifact::missing(part), Vec::new()));
             }
         };
         let what = format!("kernel \"{name}\"");
-        let object = Api::<Kernel>::namespaced(self.client.clone(), &namespace).get_opt(&name).await?;
+        let object = Api::<Kernel>::namespaced(self.client.clone(), &namespace)
+            .get_opt(&name)
+            .await?;
         let usable_pin = pinned.filter(|pin| pin.name == name);
         let current = object.as_ref().map(|kernel| {
             let source = source(&kernel.spec.source);
             let status = kernel.status.clone().unwrap_or_default();
-            resolved(&what, &source, kernel.metadata.generation, status.observed_generation, status.resolved.as_ref(), &status.conditions).map(|digest| (source, digest))
+            resolved(
+                &what,
+                &source,
+                kernel.metadata.generation,
+                status.observed_generation,
+                status.resolved.as_ref(),
+                &status.conditions,
+            )
+            .map(|digest| (source, digest))
         });
         let (source, digest) = match (current, usable_pin) {
             (_, Some(pin)) if pinned_only => (Source::from(&pin.source), Some(pin.digest.clone())),
@@ -183,7 +242,9 @@ impl Dereferencer {
             (_, Some(pin)) => (Source::from(&pin.source), Some(pin.digest.clone())),
             (Some(Err(part)), None) => return Ok((Artifact::missing(part), Vec::new())),
             (None, None) => {
-                let message = format!("{what} does not exist in namespace \"{namespace}\": create it, or correct the kernelRef that names it");
+                let message = format!(
+                    "{what} does not exist in namespace \"{namespace}\": create it, or correct the kernelRef that names it"
+                );
                 return Ok((Artifact::missing(Part::blocked("KernelNotFound", message)), Vec::new()));
             }
         };
@@ -207,7 +268,12 @@ impl Dereferencer {
             State::Ready(kernel) => Some(kernel),
             _ => None,
         };
-        let pin = ready.as_ref().map(|kernel| Pin { name, source: PinnedSource::from(&source), digest: kernel.digest.clone(), version: kernel.version.clone() });
+        let pin = ready.as_ref().map(|kernel| Pin {
+            name,
+            source: PinnedSource::from(&source),
+            digest: kernel.digest.clone(),
+            version: kernel.version.clone(),
+        });
         Ok((Artifact { part, pin, ready }, spec.default_args))
     }
 
@@ -215,18 +281,29 @@ impl Dereferencer {
     ///
     /// # Errors
     /// When the API does not answer.
-    pub async fn authorized_keys(&self, vm: &VirtualMachine) -> kube::Result<Result<Vec<String>, (&'static str, String)>> {
+    pub async fn authorized_keys(
+        &self,
+        vm: &VirtualMachine,
+    ) -> kube::Result<Result<Vec<String>, (&'static str, String)>> {
         let namespace = vm.namespace().unwrap_or_default();
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
         let mut keys = vm.spec.guest.ssh_authorized_keys.clone();
         for reference in &vm.spec.guest.ssh_key_secret_refs {
             let Some(secret) = api.get_opt(&reference.name).await? else {
-                let message = format!("secret \"{}\" with ssh keys does not exist in namespace \"{namespace}\": create it, or correct spec.guest.sshKeySecretRefs", reference.name);
+                let message = format!(
+                    "secret \"{}\" with ssh keys does not exist in namespace \"{namespace}\": create it, or correct spec.guest.sshKeySecretRefs",
+                    reference.name
+                );
                 return Ok(Err(("SecretNotFound", message)));
             };
             for value in secret.data.unwrap_or_default().values() {
                 let text = String::from_utf8_lossy(&value.0);
-                keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+                keys.extend(
+                    text.lines()
+                        .map(str::trim)
+                        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                        .map(str::to_owned),
+                );
             }
         }
         Ok(Ok(keys))
@@ -238,10 +315,17 @@ impl Dereferencer {
     /// When the API does not answer.
     pub async fn image_credentials(&self, image: &Image) -> kube::Result<Vec<vmlet_artifacts::types::Credential>> {
         let namespace = image.namespace().unwrap_or_default();
-        Ok(self.credentials(&namespace, &image.spec.pull_secret_refs).await?.unwrap_or_default())
+        Ok(self
+            .credentials(&namespace, &image.spec.pull_secret_refs)
+            .await?
+            .unwrap_or_default())
     }
 
-    async fn credentials(&self, namespace: &str, refs: &[ObjectRef]) -> kube::Result<Result<Vec<vmlet_artifacts::types::Credential>, Part>> {
+    async fn credentials(
+        &self,
+        namespace: &str,
+        refs: &[ObjectRef],
+    ) -> kube::Result<Result<Vec<vmlet_artifacts::types::Credential>, Part>> {
         let configs = match pull_secret_configs(&self.client, namespace, refs).await {
             Ok(configs) => configs,
             Err(PullSecretError::Api(error)) => return Err(error),
@@ -251,7 +335,12 @@ impl Dereferencer {
         for config in configs {
             match docker_config::parse(&config) {
                 Ok(parsed) => credentials.extend(parsed),
-                Err(error) => return Ok(Err(Part::blocked("PullSecretUnusable", format!("a pull secret is no docker configuration: {error}")))),
+                Err(error) => {
+                    return Ok(Err(Part::blocked(
+                        "PullSecretUnusable",
+                        format!("a pull secret is no docker configuration: {error}"),
+                    )));
+                }
             }
         }
         Ok(Ok(credentials))
@@ -261,11 +350,19 @@ impl Dereferencer {
 /// A source of the API as the artefacts know it.
 pub fn source(source: &vmlet_crds::Source) -> Source {
     if let Some(oci) = &source.oci {
-        Source::Oci { reference: oci.reference.clone(), platform: oci.platform.clone() }
+        Source::Oci {
+            reference: oci.reference.clone(),
+            platform: oci.platform.clone(),
+        }
     } else if let Some(http) = &source.http {
-        Source::Http { url: http.url.clone(), sha256: http.sha256.clone() }
+        Source::Http {
+            url: http.url.clone(),
+            sha256: http.sha256.clone(),
+        }
     } else {
-        Source::Path { path: source.path.as_ref().map(|p| p.path.clone()).unwrap_or_default() }
+        Source::Path {
+            path: source.path.as_ref().map(|p| p.path.clone()).unwrap_or_default(),
+        }
     }
 }
 
@@ -300,15 +397,24 @@ mod tests {
     use super::*;
 
     fn oci() -> Source {
-        Source::Oci { reference: "r.example/a:1".into(), platform: None }
+        Source::Oci {
+            reference: "r.example/a:1".into(),
+            platform: None,
+        }
     }
 
     #[test]
     fn a_resolved_digest_of_an_older_spec_is_not_used() {
-        let old = ResolvedSource { digest: "sha256:old".into(), ..ResolvedSource::default() };
+        let old = ResolvedSource {
+            digest: "sha256:old".into(),
+            ..ResolvedSource::default()
+        };
         let found = resolved("image \"a\"", &oci(), Some(2), Some(1), Some(&old), &[]);
         assert!(matches!(found, Err(Part::Blocked { reason, .. }) if reason == "Resolving"));
-        assert_eq!(resolved("image \"a\"", &oci(), Some(2), Some(2), Some(&old), &[]), Ok(Some("sha256:old".to_owned())));
+        assert_eq!(
+            resolved("image \"a\"", &oci(), Some(2), Some(2), Some(&old), &[]),
+            Ok(Some("sha256:old".to_owned()))
+        );
     }
 
     #[test]

@@ -30,7 +30,11 @@ impl Note {
     /// As kube publishes it.
     pub fn to_event(&self) -> Event {
         Event {
-            type_: if self.warning { EventType::Warning } else { EventType::Normal },
+            type_: if self.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: self.reason.clone(),
             note: Some(truncated(self.note.clone(), MAX_NOTE)),
             action: self.action.to_owned(),
@@ -47,7 +51,10 @@ pub fn recall(memory: &mut Memory, status: &VirtualMachineStatus) {
         }
     };
     tell("started", status.start_time.as_ref().map(|t| t.0.to_string()));
-    tell("exited", status.last_termination.as_ref().map(|t| t.finished_at.0.to_string()));
+    tell(
+        "exited",
+        status.last_termination.as_ref().map(|t| t.finished_at.0.to_string()),
+    );
     tell("ready", status.boot_id.clone());
 }
 
@@ -57,8 +64,24 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
     let image = format!("image \"{}\"", sight.vm.spec.image_ref.name);
     let mut image_wait = memory.image_wait;
     let mut kernel_wait = memory.kernel_wait;
-    pull(&mut notes, memory, "image", &image, sight.image, &mut image_wait, sight.now);
-    pull(&mut notes, memory, "kernel", "kernel", sight.kernel, &mut kernel_wait, sight.now);
+    pull(
+        &mut notes,
+        memory,
+        "image",
+        &image,
+        sight.image,
+        &mut image_wait,
+        sight.now,
+    );
+    pull(
+        &mut notes,
+        memory,
+        "kernel",
+        "kernel",
+        sight.kernel,
+        &mut kernel_wait,
+        sight.now,
+    );
     memory.image_wait = image_wait;
     memory.kernel_wait = kernel_wait;
 
@@ -68,30 +91,74 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
             notes.push(note);
         }
     };
-    let note = |warning, reason: &str, action, note: String| Note { warning, reason: reason.to_owned(), action, note };
+    let note = |warning, reason: &str, action, note: String| Note {
+        warning,
+        reason: reason.to_owned(),
+        action,
+        note,
+    };
 
     if let Some((reason, message)) = sight.disk_problem {
-        once(memory, "disk", message.to_owned(), note(true, reason, "Starting", message.to_owned()));
+        once(
+            memory,
+            "disk",
+            message.to_owned(),
+            note(true, reason, "Starting", message.to_owned()),
+        );
     } else {
         memory.told.remove("disk");
     }
     if let Some(observation) = sight.observation {
         if let (Some(at), Some(vmm)) = (observation.started_at, &observation.vmm) {
-            let text = format!("Started {} {} with {}, run {}", vmm.kind, vmm.version, vmm.accelerator.to_uppercase(), observation.run);
-            once(memory, "started", time(at).0.to_string(), note(false, "Started", "Starting", text));
+            let text = format!(
+                "Started {} {} with {}, run {}",
+                vmm.kind,
+                vmm.version,
+                vmm.accelerator.to_uppercase(),
+                observation.run
+            );
+            once(
+                memory,
+                "started",
+                time(at).0.to_string(),
+                note(false, "Started", "Starting", text),
+            );
         }
-        if let (Some(boot), Some(ready), Some(started)) = (&observation.boot_id, observation.ready_at, observation.started_at) {
+        if let (Some(boot), Some(ready), Some(started)) =
+            (&observation.boot_id, observation.ready_at, observation.started_at)
+        {
             let text = if observation.reboots == 0 {
-                format!("Guest is ready after {}", seconds(ready.duration_since(started).unwrap_or_default()))
+                format!(
+                    "Guest is ready after {}",
+                    seconds(ready.duration_since(started).unwrap_or_default())
+                )
             } else {
                 format!("Guest is ready again after reboot {}", observation.reboots)
             };
-            once(memory, "ready", boot.clone(), note(false, "GuestReady", "Booting", text));
+            once(
+                memory,
+                "ready",
+                boot.clone(),
+                note(false, "GuestReady", "Booting", text),
+            );
         }
         if let Some(end) = &observation.termination {
-            let code = end.exit_code.map(|code| format!(" with exit code {code}")).unwrap_or_default();
-            let text = format!("{}{code}{}{}", end.reason, if end.message.is_empty() { "" } else { ": " }, end.message);
-            once(memory, "exited", time(end.finished_at).0.to_string(), note(!end.reason.is_success(), "Exited", "Running", text));
+            let code = end
+                .exit_code
+                .map(|code| format!(" with exit code {code}"))
+                .unwrap_or_default();
+            let text = format!(
+                "{}{code}{}{}",
+                end.reason,
+                if end.message.is_empty() { "" } else { ": " },
+                end.message
+            );
+            once(
+                memory,
+                "exited",
+                time(end.finished_at).0.to_string(),
+                note(!end.reason.is_success(), "Exited", "Running", text),
+            );
         }
         let refused: Vec<String> = observation
             .ports
@@ -102,18 +169,40 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
             memory.told.remove("ports");
         } else {
             let text = refused.join("; ");
-            once(memory, "ports", text.clone(), note(true, "PortUnavailable", "Forwarding", text));
+            once(
+                memory,
+                "ports",
+                text.clone(),
+                note(true, "PortUnavailable", "Forwarding", text),
+            );
         }
     }
     match sight.decision {
         Decision::Wait { until } => {
             let wait = until.duration_since(sight.now).unwrap_or_default();
-            let text = format!("Started again in {} (failure {} in a row)", seconds(wait), sight.memory.record.failures);
-            once(memory, "backoff", time(until).0.to_string(), note(true, "BackOff", "Restarting", text));
+            let text = format!(
+                "Started again in {} (failure {} in a row)",
+                seconds(wait),
+                sight.memory.record.failures
+            );
+            once(
+                memory,
+                "backoff",
+                time(until).0.to_string(),
+                note(true, "BackOff", "Restarting", text),
+            );
         }
         Decision::Stop => {
-            let text = format!("Stopping the guest, killed after {} s", sight.vm.spec.termination_grace_period_seconds);
-            once(memory, "stop", "asked".to_owned(), note(false, "Stopping", "Stopping", text));
+            let text = format!(
+                "Stopping the guest, killed after {} s",
+                sight.vm.spec.termination_grace_period_seconds
+            );
+            once(
+                memory,
+                "stop",
+                "asked".to_owned(),
+                note(false, "Stopping", "Stopping", text),
+            );
         }
         Decision::Keep | Decision::Start { .. } => {
             memory.told.remove("stop");
@@ -123,19 +212,37 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
     notes
 }
 
-fn pull(notes: &mut Vec<Note>, memory: &mut Memory, key: &'static str, what: &str, part: &Part, since: &mut Option<SystemTime>, now: SystemTime) {
+fn pull(
+    notes: &mut Vec<Note>,
+    memory: &mut Memory,
+    key: &'static str,
+    what: &str,
+    part: &Part,
+    since: &mut Option<SystemTime>,
+    now: SystemTime,
+) {
     match part {
         Part::Waiting { .. } => {
             if since.is_none() {
                 *since = Some(now);
                 memory.told.remove(key);
-                notes.push(Note { warning: false, reason: "Pulling".into(), action: "Pulling", note: format!("Pulling {what}") });
+                notes.push(Note {
+                    warning: false,
+                    reason: "Pulling".into(),
+                    action: "Pulling",
+                    note: format!("Pulling {what}"),
+                });
             }
         }
         Part::Ready { digest } => {
             if let Some(start) = since.take() {
                 let took = seconds(now.duration_since(start).unwrap_or_default());
-                notes.push(Note { warning: false, reason: "Pulled".into(), action: "Pulling", note: format!("Pulled {what} in {took} ({digest})") });
+                notes.push(Note {
+                    warning: false,
+                    reason: "Pulled".into(),
+                    action: "Pulling",
+                    note: format!("Pulled {what} in {took} ({digest})"),
+                });
             }
             memory.told.remove(key);
         }
@@ -143,7 +250,12 @@ fn pull(notes: &mut Vec<Note>, memory: &mut Memory, key: &'static str, what: &st
             *since = None;
             if reason != "Resolving" && memory.told.get(key) != Some(message) {
                 memory.told.insert(key, message.clone());
-                notes.push(Note { warning: true, reason: reason.clone(), action: "Pulling", note: message.clone() });
+                notes.push(Note {
+                    warning: true,
+                    reason: reason.clone(),
+                    action: "Pulling",
+                    note: message.clone(),
+                });
             }
         }
         Part::Idle { .. } => {}
@@ -180,18 +292,28 @@ mod tests {
     #[test]
     fn a_pull_is_told_at_its_start_and_at_its_end_whatever_its_progress() {
         let mut memory = Memory::default();
-        let waiting = |text: &str| Part::Waiting { reason: "Pulling", message: text.into() };
+        let waiting = |text: &str| Part::Waiting {
+            reason: "Pulling",
+            message: text.into(),
+        };
         let start = Decision::Start { declared: true };
         assert_eq!(tell(&mut memory, &waiting("1"), start, 1), ["Pulling"]);
         assert!(tell(&mut memory, &waiting("2"), start, 2).is_empty());
-        assert_eq!(tell(&mut memory, &Part::Ready { digest: "d".into() }, start, 3), ["Pulled"]);
+        assert_eq!(
+            tell(&mut memory, &Part::Ready { digest: "d".into() }, start, 3),
+            ["Pulled"]
+        );
         assert!(tell(&mut memory, &Part::Ready { digest: "d".into() }, start, 4).is_empty());
     }
 
     #[test]
     fn one_failure_is_told_once_and_another_one_again() {
         let mut memory = Memory::default();
-        let failed = |message: &str| Part::Failed { reason: "NotFound".into(), message: message.into(), retry_at: SystemTime::UNIX_EPOCH };
+        let failed = |message: &str| Part::Failed {
+            reason: "NotFound".into(),
+            message: message.into(),
+            retry_at: SystemTime::UNIX_EPOCH,
+        };
         let start = Decision::Start { declared: true };
         assert_eq!(tell(&mut memory, &failed("a"), start, 1), ["NotFound"]);
         assert!(tell(&mut memory, &failed("a"), start, 2).is_empty());
@@ -202,7 +324,9 @@ mod tests {
     fn each_back_off_is_told_once() {
         let mut memory = Memory::default();
         let idle = Part::Idle { digest: None };
-        let wait = |until| Decision::Wait { until: SystemTime::UNIX_EPOCH + Duration::from_secs(until) };
+        let wait = |until| Decision::Wait {
+            until: SystemTime::UNIX_EPOCH + Duration::from_secs(until),
+        };
         assert_eq!(tell(&mut memory, &idle, wait(10), 1), ["BackOff"]);
         assert!(tell(&mut memory, &idle, wait(10), 2).is_empty());
         assert_eq!(tell(&mut memory, &idle, wait(30), 11), ["BackOff"]);

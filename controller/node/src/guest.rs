@@ -69,14 +69,23 @@ pub fn machine_spec(parts: &Parts<'_>) -> Result<MachineSpec, Unbuildable> {
         }
     };
     Ok(MachineSpec {
-        name: format!("{}/{}", parts.vm.metadata.namespace.as_deref().unwrap_or("default"), parts.vm.metadata.name.as_deref().unwrap_or("")),
+        name: format!(
+            "{}/{}",
+            parts.vm.metadata.namespace.as_deref().unwrap_or("default"),
+            parts.vm.metadata.name.as_deref().unwrap_or("")
+        ),
         cpus: u32::try_from(spec.cpu.count).unwrap_or(1).max(1),
         memory_bytes: quantity_value(&spec.memory.size).unwrap_or(512 << 20),
         kernel: parts.kernel.kernel.clone(),
         modules_tar: parts.kernel.modules_tar.clone(),
         modules_disk: parts.kernel.modules_disk.clone(),
         kernel_digest: parts.kernel.id.clone(),
-        kernel_args: parts.kernel_default_args.iter().chain(&spec.kernel_args).cloned().collect(),
+        kernel_args: parts
+            .kernel_default_args
+            .iter()
+            .chain(&spec.kernel_args)
+            .cloned()
+            .collect(),
         base: parts.image.path.clone(),
         base_id: parts.image.id.clone(),
         base_size: parts.image.size_bytes,
@@ -112,7 +121,11 @@ pub fn ports(spec: &VirtualMachineSpec) -> Vec<PortForward> {
 fn guest_config(parts: &Parts<'_>, grow: bool) -> GuestConfig {
     let guest = &parts.vm.spec.guest;
     let image = &parts.image.config;
-    let mut files: Vec<GuestFile> = if parts.keys.is_empty() { Vec::new() } else { crate::hostkey::files(parts.host_key_seed).unwrap_or_default() };
+    let mut files: Vec<GuestFile> = if parts.keys.is_empty() {
+        Vec::new()
+    } else {
+        crate::hostkey::files(parts.host_key_seed).unwrap_or_default()
+    };
     files.extend(guest.files.iter().map(|file| GuestFile {
         path: file.path.clone(),
         content: Content(file.content.clone().into_bytes()),
@@ -121,7 +134,11 @@ fn guest_config(parts: &Parts<'_>, grow: bool) -> GuestConfig {
         gid: 0,
     }));
     GuestConfig {
-        hostname: guest.hostname.clone().or_else(|| parts.vm.metadata.name.clone()).unwrap_or_default(),
+        hostname: guest
+            .hostname
+            .clone()
+            .or_else(|| parts.vm.metadata.name.clone())
+            .unwrap_or_default(),
         init: match guest.init {
             GuestInit::Auto => InitMode::Auto,
             GuestInit::Image => InitMode::Image,
@@ -137,8 +154,19 @@ fn guest_config(parts: &Parts<'_>, grow: bool) -> GuestConfig {
         },
         command: (!guest.command.is_empty()).then(|| guest.command.clone()),
         args: (!guest.args.is_empty()).then(|| guest.args.clone()),
-        env: guest.env.iter().map(|v| EnvVar { name: v.name.clone(), value: v.value.clone() }).collect(),
-        network: Some(Network { address: GUEST_ADDRESS.to_owned(), gateway: Some(GATEWAY.to_owned()), dns: vec![NAME_SERVER.to_owned()] }),
+        env: guest
+            .env
+            .iter()
+            .map(|v| EnvVar {
+                name: v.name.clone(),
+                value: v.value.clone(),
+            })
+            .collect(),
+        network: Some(Network {
+            address: GUEST_ADDRESS.to_owned(),
+            gateway: Some(GATEWAY.to_owned()),
+            dns: vec![NAME_SERVER.to_owned()],
+        }),
         machine_id: machine_id(parts.uid),
         authorized_keys: parts.keys.to_vec(),
         files,
@@ -166,7 +194,11 @@ pub fn fingerprint(spec: &VirtualMachineSpec, keys: &[String]) -> String {
         "guest": spec.guest,
         "keys": keys,
     });
-    Sha256::digest(relevant.to_string().as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(relevant.to_string().as_bytes())
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -183,7 +215,10 @@ mod tests {
             path: "/data/disk".into(),
             size_bytes: 1 << 30,
             allocated_bytes: 0,
-            config: ImageConfig { entrypoint: vec!["/app".into()], ..ImageConfig::default() },
+            config: ImageConfig {
+                entrypoint: vec!["/app".into()],
+                ..ImageConfig::default()
+            },
             content_hash: String::new(),
         }
     }
@@ -226,7 +261,11 @@ mod tests {
         vm.spec.root_disk.size = Some(Quantity("512Mi".into()));
         let error = build(&vm, false).expect_err("too small");
         assert_eq!(error.reason, "DiskTooSmall");
-        assert!(error.message.contains("512Mi") && error.message.contains("1024Mi"), "{}", error.message);
+        assert!(
+            error.message.contains("512Mi") && error.message.contains("1024Mi"),
+            "{}",
+            error.message
+        );
     }
 
     #[test]
@@ -252,16 +291,27 @@ mod tests {
         assert_eq!(built.guest.machine_id.len(), 32);
         assert_ne!(machine_id("u"), machine_id("v"));
         assert_eq!(built.guest.image.entrypoint, ["/app"]);
-        assert_eq!(built.guest.command, None, "absent, so that the image's entrypoint stays");
+        assert_eq!(
+            built.guest.command, None,
+            "absent, so that the image's entrypoint stays"
+        );
     }
 
     #[test]
     fn port_forwards_do_not_ask_for_a_restart_and_memory_does() {
         let mut changed = vm().spec;
         let before = fingerprint(&changed, &[]);
-        changed.interfaces = vec![Interface { name: "nat".into(), nat: Nat::default() }];
+        changed.interfaces = vec![Interface {
+            name: "nat".into(),
+            nat: Nat::default(),
+        }];
         let with_interface = fingerprint(&changed, &[]);
-        changed.interfaces[0].nat.ports = vec![Port { name: "ssh".into(), guest_port: 22, host_ip: "127.0.0.1".into(), ..Port::default() }];
+        changed.interfaces[0].nat.ports = vec![Port {
+            name: "ssh".into(),
+            guest_port: 22,
+            host_ip: "127.0.0.1".into(),
+            ..Port::default()
+        }];
         assert_eq!(fingerprint(&changed, &[]), with_interface);
         assert_ne!(with_interface, before);
         changed.memory.size = Quantity("1Gi".into());

@@ -43,17 +43,35 @@ pub fn files(seed: &str) -> Option<Vec<GuestFile>> {
     key.extend_from_slice(&1_u32.to_be_bytes());
     string(&mut key, &blob);
     string(&mut key, &secret);
-    let lines: Vec<String> = STANDARD.encode(key).as_bytes().chunks(70).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-    let pem = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{}\n-----END OPENSSH PRIVATE KEY-----\n", lines.join("\n"));
+    let lines: Vec<String> = STANDARD
+        .encode(key)
+        .as_bytes()
+        .chunks(70)
+        .map(|line| String::from_utf8_lossy(line).into_owned())
+        .collect();
+    let pem = format!(
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n{}\n-----END OPENSSH PRIVATE KEY-----\n",
+        lines.join("\n")
+    );
 
     let mut dropbear = Vec::new();
     string(&mut dropbear, ALGORITHM);
     string(&mut dropbear, &both);
 
-    let file = |path: &str, content: Vec<u8>, mode| GuestFile { path: path.to_owned(), content: Content(content), mode, uid: 0, gid: 0 };
+    let file = |path: &str, content: Vec<u8>, mode| GuestFile {
+        path: path.to_owned(),
+        content: Content(content),
+        mode,
+        uid: 0,
+        gid: 0,
+    };
     Some(vec![
         file("/etc/ssh/ssh_host_ed25519_key", pem.into_bytes(), 0o600),
-        file("/etc/ssh/ssh_host_ed25519_key.pub", format!("ssh-ed25519 {}\n", STANDARD.encode(blob)).into_bytes(), 0o644),
+        file(
+            "/etc/ssh/ssh_host_ed25519_key.pub",
+            format!("ssh-ed25519 {}\n", STANDARD.encode(blob)).into_bytes(),
+            0o644,
+        ),
         file("/etc/dropbear/dropbear_ed25519_host_key", dropbear, 0o600),
     ])
 }
@@ -78,10 +96,18 @@ mod tests {
         let path = dir.path().join("key");
         std::fs::write(&path, &made[0].content.0).expect("writes");
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
-        match std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output() {
+        match std::process::Command::new("ssh-keygen")
+            .arg("-y")
+            .arg("-f")
+            .arg(&path)
+            .output()
+        {
             Ok(output) => {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), String::from_utf8_lossy(&made[1].content.0).trim());
+                assert_eq!(
+                    String::from_utf8_lossy(&output.stdout).trim(),
+                    String::from_utf8_lossy(&made[1].content.0).trim()
+                );
             }
             Err(_) => println!("skipped the comparison: ssh-keygen is not installed"),
         }

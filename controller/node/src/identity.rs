@@ -12,7 +12,12 @@ use rustix::fs::{FlockOperation, flock};
 /// `Ok(None)` when another agent holds it; `Err` when the directory cannot be used at all.
 pub fn lock_data_dir(dir: &Path) -> std::io::Result<Option<File>> {
     fs::create_dir_all(dir)?;
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join("lock"))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("lock"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             file.set_len(0)?;
@@ -28,7 +33,11 @@ pub fn lock_data_dir(dir: &Path) -> std::io::Result<Option<File>> {
 /// Process id that the holder of the lock wrote, for a message.
 pub fn lock_holder(dir: &Path) -> Option<u32> {
     let mut text = String::new();
-    File::open(dir.join("lock")).ok()?.take(32).read_to_string(&mut text).ok()?;
+    File::open(dir.join("lock"))
+        .ok()?
+        .take(32)
+        .read_to_string(&mut text)
+        .ok()?;
     text.trim().parse().ok()
 }
 

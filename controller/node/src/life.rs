@@ -123,11 +123,17 @@ fn after(s: &Situation, end: &End) -> Decision {
         (_, Cause::Declared) => Decision::Start { declared: true },
         // The machine did not end; its host did. Once has had its run cut off, not finished.
         (_, Cause::HostReboot) => Decision::Start { declared: false },
-        (RunStrategy::Once, cause) => Decision::Complete { succeeded: cause == Cause::Clean },
+        (RunStrategy::Once, cause) => Decision::Complete {
+            succeeded: cause == Cause::Clean,
+        },
         (RunStrategy::RerunOnFailure, Cause::Clean) => Decision::Complete { succeeded: true },
         _ => {
             let until = end.at + backoff(s.failures);
-            if s.now >= until { Decision::Start { declared: false } } else { Decision::Wait { until } }
+            if s.now >= until {
+                Decision::Start { declared: false }
+            } else {
+                Decision::Wait { until }
+            }
         }
     }
 }
@@ -158,40 +164,77 @@ mod tests {
     }
 
     fn ended(strategy: RunStrategy, cause: Cause, failures: u32, now: u64) -> Decision {
-        let end = End { cause, at: at(1000), lasted: Duration::from_secs(5) };
-        decide(&Situation { strategy, restart_asked: false, life: Life::Ended(end), failures, now: at(now) })
+        let end = End {
+            cause,
+            at: at(1000),
+            lasted: Duration::from_secs(5),
+        };
+        decide(&Situation {
+            strategy,
+            restart_asked: false,
+            life: Life::Ended(end),
+            failures,
+            now: at(now),
+        })
     }
 
     #[test]
     fn always_starts_again_after_any_end_once_the_back_off_is_over() {
         for cause in [Cause::Clean, Cause::Failure] {
-            assert_eq!(ended(RunStrategy::Always, cause, 1, 1009), Decision::Wait { until: at(1010) });
-            assert_eq!(ended(RunStrategy::Always, cause, 1, 1010), Decision::Start { declared: false });
+            assert_eq!(
+                ended(RunStrategy::Always, cause, 1, 1009),
+                Decision::Wait { until: at(1010) }
+            );
+            assert_eq!(
+                ended(RunStrategy::Always, cause, 1, 1010),
+                Decision::Start { declared: false }
+            );
         }
     }
 
     #[test]
     fn rerun_on_failure_rests_after_a_clean_end() {
-        assert_eq!(ended(RunStrategy::RerunOnFailure, Cause::Clean, 1, 9999), Decision::Complete { succeeded: true });
-        assert_eq!(ended(RunStrategy::RerunOnFailure, Cause::Failure, 1, 9999), Decision::Start { declared: false });
+        assert_eq!(
+            ended(RunStrategy::RerunOnFailure, Cause::Clean, 1, 9999),
+            Decision::Complete { succeeded: true }
+        );
+        assert_eq!(
+            ended(RunStrategy::RerunOnFailure, Cause::Failure, 1, 9999),
+            Decision::Start { declared: false }
+        );
     }
 
     #[test]
     fn once_runs_once_whatever_its_end() {
-        assert_eq!(ended(RunStrategy::Once, Cause::Clean, 1, 9999), Decision::Complete { succeeded: true });
-        assert_eq!(ended(RunStrategy::Once, Cause::Failure, 1, 9999), Decision::Complete { succeeded: false });
+        assert_eq!(
+            ended(RunStrategy::Once, Cause::Clean, 1, 9999),
+            Decision::Complete { succeeded: true }
+        );
+        assert_eq!(
+            ended(RunStrategy::Once, Cause::Failure, 1, 9999),
+            Decision::Complete { succeeded: false }
+        );
     }
 
     #[test]
     fn a_host_reboot_is_followed_by_one_start_at_once_without_throwing_a_disk_away() {
         for strategy in [RunStrategy::Always, RunStrategy::RerunOnFailure, RunStrategy::Once] {
-            assert_eq!(ended(strategy, Cause::HostReboot, 0, 1000), Decision::Start { declared: false });
+            assert_eq!(
+                ended(strategy, Cause::HostReboot, 0, 1000),
+                Decision::Start { declared: false }
+            );
         }
     }
 
     #[test]
     fn halted_stops_what_lives_and_starts_nothing() {
-        let mut s = Situation { strategy: RunStrategy::Halted, restart_asked: true, life: Life::Alive, failures: 0, now: at(1) };
+        let mut s = Situation {
+            strategy: RunStrategy::Halted,
+            restart_asked: true,
+            life: Life::Alive,
+            failures: 0,
+            now: at(1),
+        };
         assert_eq!(decide(&s), Decision::Stop);
         s.life = Life::New;
         assert_eq!(decide(&s), Decision::Rest);
@@ -200,8 +243,18 @@ mod tests {
 
     #[test]
     fn a_restart_stops_a_living_machine_and_starts_an_ended_one_without_waiting() {
-        let end = End { cause: Cause::Failure, at: at(1000), lasted: Duration::ZERO };
-        let mut s = Situation { strategy: RunStrategy::Once, restart_asked: true, life: Life::Alive, failures: 5, now: at(1000) };
+        let end = End {
+            cause: Cause::Failure,
+            at: at(1000),
+            lasted: Duration::ZERO,
+        };
+        let mut s = Situation {
+            strategy: RunStrategy::Once,
+            restart_asked: true,
+            life: Life::Alive,
+            failures: 5,
+            now: at(1000),
+        };
         assert_eq!(decide(&s), Decision::Stop);
         s.life = Life::Stopping;
         assert_eq!(decide(&s), Decision::Watch);
@@ -211,7 +264,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_controlled_is_never_started_twice() {
-        let s = Situation { strategy: RunStrategy::Always, restart_asked: true, life: Life::Unmanageable, failures: 0, now: at(1) };
+        let s = Situation {
+            strategy: RunStrategy::Always,
+            restart_asked: true,
+            life: Life::Unmanageable,
+            failures: 0,
+            now: at(1),
+        };
         assert_eq!(decide(&s), Decision::Watch);
     }
 
@@ -220,7 +279,11 @@ mod tests {
         let seconds: Vec<u64> = (0..8).map(|n| backoff(n).as_secs()).collect();
         assert_eq!(seconds, [0, 10, 20, 40, 80, 160, 300, 300]);
         assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
-        let mut end = End { cause: Cause::Failure, at: at(0), lasted: Duration::from_secs(599) };
+        let mut end = End {
+            cause: Cause::Failure,
+            at: at(0),
+            lasted: Duration::from_secs(599),
+        };
         assert_eq!(failures_after(4, &end), 5);
         end.lasted = BACKOFF_RESET;
         assert_eq!(failures_after(4, &end), 1);

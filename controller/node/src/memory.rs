@@ -140,7 +140,10 @@ impl Records {
 
     fn path(&self, uid: &str) -> PathBuf {
         // A uid is checked by the API server, but nothing from outside becomes a path unchecked.
-        let safe: String = uid.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let safe: String = uid
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+            .collect();
         self.dir.join(format!("{safe}.json"))
     }
 
@@ -168,7 +171,12 @@ impl Records {
     pub fn store(&self, uid: &str, record: &Record) -> std::io::Result<()> {
         let path = self.path(uid);
         let temp = path.with_extension("tmp");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temp)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
         file.sync_all()?;
         fs::rename(&temp, &path)?;
@@ -206,7 +214,12 @@ mod tests {
         let (_dir, records) = records();
         let record = Record {
             name: "a".into(),
-            image: Some(Pin { name: "i".into(), source: PinnedSource::Path { path: "x".into() }, digest: "sha256:1".into(), version: String::new() }),
+            image: Some(Pin {
+                name: "i".into(),
+                source: PinnedSource::Path { path: "x".into() },
+                digest: "sha256:1".into(),
+                version: String::new(),
+            }),
             ..Record::default()
         };
         records.store("u-1", &record).expect("stores");

@@ -27,11 +27,29 @@ impl Default for Metrics {
         let failures = Counter::<u64, AtomicU64>::default();
         let starts = Counter::<u64, AtomicU64>::default();
         let running = Gauge::default();
-        registry.register("reconcile_duration_seconds", "Duration of one visit to one virtual machine", duration.clone());
-        registry.register("reconcile_failures", "Visits that failed and are tried again", failures.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Duration of one visit to one virtual machine",
+            duration.clone(),
+        );
+        registry.register(
+            "reconcile_failures",
+            "Visits that failed and are tried again",
+            failures.clone(),
+        );
         registry.register("machine_starts", "Starts of virtual machines", starts.clone());
-        registry.register("machines_running", "Virtual machines that run on this node", running.clone());
-        Self { registry: Arc::new(registry), duration, failures, starts, running }
+        registry.register(
+            "machines_running",
+            "Virtual machines that run on this node",
+            running.clone(),
+        );
+        Self {
+            registry: Arc::new(registry),
+            duration,
+            failures,
+            starts,
+            running,
+        }
     }
 }
 
@@ -49,7 +67,10 @@ impl Drop for Timer {
 
 impl Metrics {
     pub(crate) fn reconcile_timer(&self) -> Timer {
-        Timer { start: Instant::now(), duration: self.duration.clone() }
+        Timer {
+            start: Instant::now(),
+            duration: self.duration.clone(),
+        }
     }
 
     pub(crate) fn reconcile_failed(&self) {

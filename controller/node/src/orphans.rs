@@ -34,7 +34,10 @@ pub async fn sweep(cx: &Context) {
                 false
             }
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         match (gone, record.orphan_since) {
             (false, None) => {}
             (false, Some(_)) => {
@@ -47,9 +50,14 @@ pub async fn sweep(cx: &Context) {
                 store(cx, &uid, &record);
                 cx.machines.apply(&uid, Goal::Stop { grace: GRACE });
             }
-            (true, Some(since)) if now.saturating_sub(since) < QUARANTINE.as_secs() => cx.machines.apply(&uid, Goal::Stop { grace: GRACE }),
+            (true, Some(since)) if now.saturating_sub(since) < QUARANTINE.as_secs() => {
+                cx.machines.apply(&uid, Goal::Stop { grace: GRACE })
+            }
             (true, Some(_)) => {
-                tracing::warn!(uid, "the quarantine of an orphaned machine is over; its disk is removed");
+                tracing::warn!(
+                    uid,
+                    "the quarantine of an orphaned machine is over; its disk is removed"
+                );
                 cx.machines.apply(&uid, Goal::Delete { grace: GRACE });
                 if let Err(error) = cx.dereferencer.artifacts.unpin(&interest(&uid)).await {
                     tracing::warn!(uid, %error, "pins could not be removed; tried again");

@@ -78,7 +78,10 @@ pub enum Error {
 /// See [`Error`]; the caller requeues.
 pub async fn reconcile(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, Error> {
     let timer = cx.metrics.reconcile_timer();
-    let result = AssertUnwindSafe(visit(&vm, &cx)).catch_unwind().await.unwrap_or(Err(Error::Panicked));
+    let result = AssertUnwindSafe(visit(&vm, &cx))
+        .catch_unwind()
+        .await
+        .unwrap_or(Err(Error::Panicked));
     drop(timer);
     result
 }
@@ -91,7 +94,9 @@ pub fn error_policy(vm: Arc<VirtualMachine>, error: &Error, cx: Arc<Context>) ->
 }
 
 async fn visit(vm: &VirtualMachine, cx: &Context) -> Result<Action, Error> {
-    let Some(uid) = vm.uid() else { return Ok(Action::await_change()) };
+    let Some(uid) = vm.uid() else {
+        return Ok(Action::await_change());
+    };
     lock(&cx.names).insert(uid.clone(), ObjectRef::from_obj(vm));
     let mut memory = recall(vm, &uid, cx);
     let result = if vm.metadata.deletion_timestamp.is_some() {
@@ -124,11 +129,19 @@ fn recall(vm: &VirtualMachine, uid: &str, cx: &Context) -> Memory {
             name: vm.name_any(),
             restart_count: status.restart_count,
             // A lost record must not restart a machine that runs.
-            restarted_at: if known_machine { vm.spec.restarted_at.clone() } else { None },
+            restarted_at: if known_machine {
+                vm.spec.restarted_at.clone()
+            } else {
+                None
+            },
             ..Default::default()
         }
     });
-    let mut memory = Memory { record, conditions: status.conditions.clone(), ..Memory::default() };
+    let mut memory = Memory {
+        record,
+        conditions: status.conditions.clone(),
+        ..Memory::default()
+    };
     events::recall(&mut memory, &status);
     memory
 }
@@ -144,12 +157,23 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
         memory.record.failures = failures_after(memory.record.failures, end);
         memory.record.counted_run = observation.run;
     }
-    let restart_asked = vm.spec.restarted_at.is_some() && vm.spec.restarted_at != memory.record.restarted_at && life != Life::New;
-    let decision = decide(&Situation { strategy: vm.spec.run_strategy, restart_asked, life: life.clone(), failures: memory.record.failures, now });
+    let restart_asked =
+        vm.spec.restarted_at.is_some() && vm.spec.restarted_at != memory.record.restarted_at && life != Life::New;
+    let decision = decide(&Situation {
+        strategy: vm.spec.run_strategy,
+        restart_asked,
+        life: life.clone(),
+        failures: memory.record.failures,
+        now,
+    });
 
     let record = &memory.record;
-    let mut image = Part::Idle { digest: record.image.as_ref().map(|p| p.digest.clone()) };
-    let mut kernel = Part::Idle { digest: record.kernel.as_ref().map(|p| p.digest.clone()) };
+    let mut image = Part::Idle {
+        digest: record.image.as_ref().map(|p| p.digest.clone()),
+    };
+    let mut kernel = Part::Idle {
+        digest: record.kernel.as_ref().map(|p| p.digest.clone()),
+    };
     let mut disk_problem: Option<(&'static str, String)> = None;
     let mut keys_known = None;
     match decision {
@@ -160,7 +184,10 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
             let has_disk = before.as_ref().is_some_and(|o| o.disk.is_some());
             let image_pin = record.image.as_ref().filter(|_| has_disk && !(ephemeral && declared));
             let (found_image, object) = cx.dereferencer.image(vm, uid, image_pin).await?;
-            let (found_kernel, default_args) = cx.dereferencer.kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting).await?;
+            let (found_kernel, default_args) = cx
+                .dereferencer
+                .kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting)
+                .await?;
             match cx.dereferencer.authorized_keys(vm).await? {
                 Ok(keys) => keys_known = Some(keys),
                 Err(problem) => disk_problem = Some(problem),
@@ -198,7 +225,13 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                             cx.records.store(uid, record)?;
                             cx.metrics.started();
                         }
-                        cx.machines.apply(uid, Goal::Run { run, spec: Box::new(spec) });
+                        cx.machines.apply(
+                            uid,
+                            Goal::Run {
+                                run,
+                                spec: Box::new(spec),
+                            },
+                        );
                     }
                 }
             }
@@ -211,7 +244,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
 
     let after = cx.machines.observe(uid);
     let restart_required = after.as_ref().is_some_and(|o| alive(&o.phase))
-        && keys_known.as_ref().is_some_and(|keys| !memory.record.fingerprint.is_empty() && memory.record.fingerprint != fingerprint(&vm.spec, keys));
+        && keys_known.as_ref().is_some_and(|keys| {
+            !memory.record.fingerprint.is_empty() && memory.record.fingerprint != fingerprint(&vm.spec, keys)
+        });
     let remembered = memory.clone();
     let sight = Sight {
         vm,
@@ -220,7 +255,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
         decision,
         image: &image,
         kernel: &kernel,
-        disk_problem: disk_problem.as_ref().map(|(reason, message)| (*reason, message.as_str())),
+        disk_problem: disk_problem
+            .as_ref()
+            .map(|(reason, message)| (*reason, message.as_str())),
         observation: after.as_ref(),
         restart_required,
         now,
@@ -230,7 +267,13 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
     memory.conditions = status.conditions.clone();
     write_status(vm, uid, status, cx).await?;
     publish(vm, notes, cx).await;
-    Ok(Some(next_visit(decision, &[&image, &kernel], disk_problem.is_some(), after.as_ref(), now)))
+    Ok(Some(next_visit(
+        decision,
+        &[&image, &kernel],
+        disk_problem.is_some(),
+        after.as_ref(),
+        now,
+    )))
 }
 
 fn grace(vm: &VirtualMachine) -> Duration {
@@ -239,7 +282,9 @@ fn grace(vm: &VirtualMachine) -> Duration {
 
 /// How far a machine is, for the decision.
 fn life(observation: Option<&Observation>) -> Life {
-    let Some(observation) = observation else { return Life::New };
+    let Some(observation) = observation else {
+        return Life::New;
+    };
     match &observation.phase {
         Phase::Absent | Phase::Deleted => Life::New,
         Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } => Life::Alive,
@@ -249,10 +294,17 @@ fn life(observation: Option<&Observation>) -> Life {
             Some(end) if end.run == observation.run => Life::Ended(End {
                 cause: cause(end.reason),
                 at: end.finished_at,
-                lasted: observation.started_at.and_then(|start| end.finished_at.duration_since(start).ok()).unwrap_or_default(),
+                lasted: observation
+                    .started_at
+                    .and_then(|start| end.finished_at.duration_since(start).ok())
+                    .unwrap_or_default(),
             }),
             // A run that was begun and of whose end nothing is known: whatever it was, it is over.
-            _ if observation.run > 0 => Life::Ended(End { cause: Cause::Failure, at: SystemTime::now(), lasted: Duration::ZERO }),
+            _ if observation.run > 0 => Life::Ended(End {
+                cause: Cause::Failure,
+                at: SystemTime::now(),
+                lasted: Duration::ZERO,
+            }),
             _ => Life::New,
         },
     }
@@ -268,7 +320,13 @@ fn cause(reason: vmlet_machines::TerminationReason) -> Cause {
     }
 }
 
-fn next_visit(decision: Decision, parts: &[&Part; 2], problem: bool, observation: Option<&Observation>, now: SystemTime) -> Action {
+fn next_visit(
+    decision: Decision,
+    parts: &[&Part; 2],
+    problem: bool,
+    observation: Option<&Observation>,
+    now: SystemTime,
+) -> Action {
     let until = |at: SystemTime| at.duration_since(now).unwrap_or_default() + Duration::from_millis(50);
     let mut wait = SAFETY_REQUEUE;
     if let Decision::Wait { until: at } = decision {
@@ -297,7 +355,10 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
     cx.machines.apply(uid, Goal::Delete { grace: grace(vm) });
     cx.dereferencer.artifacts.release(&interest(uid)).await;
     let observation = cx.machines.observe(uid);
-    if let Some(observation) = observation.as_ref().filter(|o| !matches!(o.phase, Phase::Absent | Phase::Deleted)) {
+    if let Some(observation) = observation
+        .as_ref()
+        .filter(|o| !matches!(o.phase, Phase::Absent | Phase::Deleted))
+    {
         let idle = Part::Idle { digest: None };
         let remembered = memory.clone();
         let sight = Sight {
@@ -312,7 +373,12 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
             restart_required: false,
             now: SystemTime::now(),
         };
-        let message = observation.problem.clone().unwrap_or_else(|| format!("the guest gets {} s to shut down", vm.spec.termination_grace_period_seconds));
+        let message = observation.problem.clone().unwrap_or_else(|| {
+            format!(
+                "the guest gets {} s to shut down",
+                vm.spec.termination_grace_period_seconds
+            )
+        });
         let status = status::terminating(&sight, &message);
         memory.conditions = status.conditions.clone();
         write_status(vm, uid, status, cx).await?;
@@ -365,7 +431,10 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
         Err(error) => return Err(Error::Api(kube::Error::SerdeError(error))),
     };
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
-    match api.patch(&vm.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch)).await {
+    match api
+        .patch(&vm.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))
+        .await
+    {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
         Err(error) => Err(error.into()),
@@ -376,8 +445,14 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
 async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStatus, cx: &Context) -> Result<(), Error> {
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
     let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match api
+        .patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch))
+        .await
+    {
         Err(error) if !is_another_object(&error) => Err(error.into()),
         // Gone, or another object of the same name: then this status is nobody's.
         Ok(_) | Err(_) => Ok(()),

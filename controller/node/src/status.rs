@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use vmlet_crds::{
-    BootTiming, PinnedImage, PinnedKernel, PortStatus, Protocol, Termination, VirtualMachine, VirtualMachineStatus, VmmStatus,
+    BootTiming, PinnedImage, PinnedKernel, PortStatus, Protocol, Termination, VirtualMachine, VirtualMachineStatus,
+    VmmStatus,
 };
 use vmlet_machines::{Observation, Phase};
 
@@ -46,7 +47,12 @@ struct Verdict {
 
 impl Verdict {
     fn new(type_: &'static str, status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { type_, status, reason: reason.into(), message: message.into() }
+        Self {
+            type_,
+            status,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -62,14 +68,21 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
     let network = network(sight);
     let (running, guest) = running(sight);
     let restart = if sight.restart_required {
-        Verdict::new("RestartRequired", TRUE, "SpecChanged", "spec has changes that take effect at the next start: set spec.restartedAt to restart now")
+        Verdict::new(
+            "RestartRequired",
+            TRUE,
+            "SpecChanged",
+            "spec has changes that take effect at the next start: set spec.restartedAt to restart now",
+        )
     } else {
         Verdict::new("RestartRequired", FALSE, "UpToDate", "")
     };
     let completed = completed(sight);
     let ready = ready(sight, &[&image, &kernel, &disk, &network, &running, &guest], &completed);
     let scheduled = Verdict::new("Scheduled", TRUE, "Bound", format!("bound to node {}", sight.node));
-    let verdicts = [scheduled, image, kernel, disk, network, running, guest, restart, completed, ready];
+    let verdicts = [
+        scheduled, image, kernel, disk, network, running, guest, restart, completed, ready,
+    ];
 
     let record = &sight.memory.record;
     let observation = sight.observation;
@@ -77,14 +90,20 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
         observed_generation: sight.vm.metadata.generation,
         conditions: verdicts.into_iter().map(|v| dated(v, sight)).collect(),
         node_name: Some(sight.node.to_owned()),
-        image: record.image.as_ref().map(|pin| PinnedImage { name: pin.name.clone(), digest: pin.digest.clone() }),
+        image: record.image.as_ref().map(|pin| PinnedImage {
+            name: pin.name.clone(),
+            digest: pin.digest.clone(),
+        }),
         kernel: record.kernel.as_ref().map(pinned_kernel),
         vmm: observation.and_then(|o| o.vmm.as_ref()).map(|vmm| VmmStatus {
             type_: vmm.kind.clone(),
             accelerator: vmm.accelerator.to_uppercase(),
             version: vmm.version.clone(),
         }),
-        addresses: observation.filter(|o| alive(&o.phase)).map(|o| o.addresses.clone()).unwrap_or_default(),
+        addresses: observation
+            .filter(|o| alive(&o.phase))
+            .map(|o| o.addresses.clone())
+            .unwrap_or_default(),
         ports: observation.filter(|o| alive(&o.phase)).map(ports).unwrap_or_default(),
         boot_id: observation.filter(|o| alive(&o.phase)).and_then(|o| o.boot_id.clone()),
         start_time: observation.and_then(|o| o.started_at).map(time),
@@ -101,7 +120,15 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
             _ => None,
         },
         boot_timings: observation
-            .map(|o| o.timings.iter().map(|t| BootTiming { step: t.step.clone(), at: MicroTime(timestamp(t.at)) }).collect())
+            .map(|o| {
+                o.timings
+                    .iter()
+                    .map(|t| BootTiming {
+                        step: t.step.clone(),
+                        at: MicroTime(timestamp(t.at)),
+                    })
+                    .collect()
+            })
             .unwrap_or_default(),
     }
 }
@@ -116,7 +143,11 @@ pub fn terminating(sight: &Sight<'_>, message: &str) -> VirtualMachineStatus {
 }
 
 fn pinned_kernel(pin: &Pin) -> PinnedKernel {
-    PinnedKernel { name: pin.name.clone(), digest: pin.digest.clone(), version: pin.version.clone() }
+    PinnedKernel {
+        name: pin.name.clone(),
+        digest: pin.digest.clone(),
+        version: pin.version.clone(),
+    }
 }
 
 fn part(type_: &'static str, part: &Part) -> Verdict {
@@ -125,7 +156,9 @@ fn part(type_: &'static str, part: &Part) -> Verdict {
         Part::Idle { digest: None } => Verdict::new(type_, UNKNOWN, "NotNeeded", "the machine is not to be started"),
         Part::Ready { digest } => Verdict::new(type_, TRUE, "Present", digest.clone()),
         Part::Waiting { reason, message } => Verdict::new(type_, FALSE, *reason, message.clone()),
-        Part::Blocked { reason, message } | Part::Failed { reason, message, .. } => Verdict::new(type_, FALSE, reason.clone(), message.clone()),
+        Part::Blocked { reason, message } | Part::Failed { reason, message, .. } => {
+            Verdict::new(type_, FALSE, reason.clone(), message.clone())
+        }
     }
 }
 
@@ -134,7 +167,12 @@ fn disk(sight: &Sight<'_>) -> Verdict {
         return Verdict::new("DiskReady", FALSE, reason, message);
     }
     match sight.observation.and_then(|o| o.disk.as_ref()) {
-        Some(disk) => Verdict::new("DiskReady", TRUE, "Present", format!("{}Mi on base {}", disk.size_bytes >> 20, short(&disk.base_id))),
+        Some(disk) => Verdict::new(
+            "DiskReady",
+            TRUE,
+            "Present",
+            format!("{}Mi on base {}", disk.size_bytes >> 20, short(&disk.base_id)),
+        ),
         None => Verdict::new("DiskReady", FALSE, "NotCreated", "the disk is made at the first start"),
     }
 }
@@ -164,16 +202,23 @@ fn network(sight: &Sight<'_>) -> Verdict {
 
 fn running(sight: &Sight<'_>) -> (Verdict, Verdict) {
     let pair = |status, reason: &str, message: &str, guest_status, guest_reason: &str| {
-        (Verdict::new("Running", status, reason, message), Verdict::new("GuestReady", guest_status, guest_reason, ""))
+        (
+            Verdict::new("Running", status, reason, message),
+            Verdict::new("GuestReady", guest_status, guest_reason, ""),
+        )
     };
-    let Some(observation) = sight.observation else { return pair(FALSE, "NotStarted", "", FALSE, "NotRunning") };
+    let Some(observation) = sight.observation else {
+        return pair(FALSE, "NotStarted", "", FALSE, "NotRunning");
+    };
     match &observation.phase {
         Phase::Absent | Phase::Deleted => pair(FALSE, "NotStarted", "", FALSE, "NotRunning"),
         Phase::Stopped => {
             let (reason, message) = observation
                 .termination
                 .as_ref()
-                .map_or(("NotStarted".to_owned(), String::new()), |t| (t.reason.to_string(), t.message.clone()));
+                .map_or(("NotStarted".to_owned(), String::new()), |t| {
+                    (t.reason.to_string(), t.message.clone())
+                });
             pair(FALSE, &reason, &message, FALSE, "NotRunning")
         }
         Phase::Starting => pair(TRUE, "Starting", "the guest has not been ready yet", FALSE, "Booting"),
@@ -206,7 +251,11 @@ fn last_words(sight: &Sight<'_>) -> String {
 fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdict {
     let [image, kernel, disk, network, running, guest] = parts;
     let no = |reason: &str, message: String| Verdict::new("Ready", FALSE, reason, message);
-    if let Some(Observation { phase: Phase::Unmanageable { message }, .. }) = sight.observation {
+    if let Some(Observation {
+        phase: Phase::Unmanageable { message },
+        ..
+    }) = sight.observation
+    {
         return no("Unmanageable", message.clone());
     }
     match sight.decision {
@@ -214,12 +263,18 @@ fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdi
         Decision::Rest => return no("Halted", "spec.runStrategy is Halted".to_owned()),
         Decision::Stop => return no("Stopping", String::new()),
         Decision::Wait { until } => {
-            let message = format!("started again at {}; the last run ended: {}", timestamp(until).strftime("%H:%M:%SZ"), last_words(sight));
+            let message = format!(
+                "started again at {}; the last run ended: {}",
+                timestamp(until).strftime("%H:%M:%SZ"),
+                last_words(sight)
+            );
             return no("BackOff", message);
         }
         Decision::Start { .. } | Decision::Keep | Decision::Watch => {}
     }
-    let machine_lives = sight.observation.is_some_and(|o| alive(&o.phase) || o.phase == Phase::Stopping);
+    let machine_lives = sight
+        .observation
+        .is_some_and(|o| alive(&o.phase) || o.phase == Phase::Stopping);
     if !machine_lives {
         for part in [image, kernel, disk] {
             if part.status == FALSE && part.reason != "NotCreated" {
@@ -229,7 +284,11 @@ fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdi
         return no("Starting", String::new());
     }
     if guest.status != TRUE {
-        let reason = if guest.reason == "Booting" { "Booting" } else { &guest.reason };
+        let reason = if guest.reason == "Booting" {
+            "Booting"
+        } else {
+            &guest.reason
+        };
         return no(reason, running.message.clone());
     }
     if network.status != TRUE {
@@ -240,7 +299,10 @@ fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdi
 
 /// Whether a VMM lives for the machine (or may live) and is to go on.
 pub fn alive(phase: &Phase) -> bool {
-    matches!(phase, Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } | Phase::Unmanageable { .. })
+    matches!(
+        phase,
+        Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } | Phase::Unmanageable { .. }
+    )
 }
 
 fn dated(verdict: Verdict, sight: &Sight<'_>) -> Condition {
@@ -321,15 +383,23 @@ mod tests {
             Self {
                 memory: Memory::default(),
                 decision: Decision::Keep,
-                image: Part::Ready { digest: "sha256:1".into() },
-                kernel: Part::Ready { digest: "sha256:2".into() },
+                image: Part::Ready {
+                    digest: "sha256:1".into(),
+                },
+                kernel: Part::Ready {
+                    digest: "sha256:2".into(),
+                },
                 observation: None,
                 now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
             }
         }
 
         fn phase(mut self, phase: Phase) -> Self {
-            self.observation = Some(Observation { run: 1, phase, ..Observation::default() });
+            self.observation = Some(Observation {
+                run: 1,
+                phase,
+                ..Observation::default()
+            });
             self
         }
 
@@ -351,7 +421,11 @@ mod tests {
 
         fn ready(&self) -> (String, String) {
             let status = self.status();
-            let ready = status.conditions.iter().find(|c| c.type_ == "Ready").expect("always set");
+            let ready = status
+                .conditions
+                .iter()
+                .find(|c| c.type_ == "Ready")
+                .expect("always set");
             (ready.status.clone(), ready.reason.clone())
         }
     }
@@ -366,7 +440,18 @@ mod tests {
         let types: Vec<&str> = status.conditions.iter().map(|c| c.type_.as_str()).collect();
         assert_eq!(
             types,
-            ["Scheduled", "ImageReady", "KernelReady", "DiskReady", "NetworkReady", "Running", "GuestReady", "RestartRequired", "Completed", "Ready"]
+            [
+                "Scheduled",
+                "ImageReady",
+                "KernelReady",
+                "DiskReady",
+                "NetworkReady",
+                "Running",
+                "GuestReady",
+                "RestartRequired",
+                "Completed",
+                "Ready"
+            ]
         );
     }
 
@@ -374,20 +459,36 @@ mod tests {
     fn ready_names_the_first_thing_in_the_way() {
         let mut case = Case::new();
         case.decision = Decision::Start { declared: true };
-        case.image = Part::Failed { reason: "NotFound".into(), message: "no such tag".into(), retry_at: case.now };
+        case.image = Part::Failed {
+            reason: "NotFound".into(),
+            message: "no such tag".into(),
+            retry_at: case.now,
+        };
         assert_eq!(case.ready(), pair("False", "NotFound"));
-        case.image = Part::Waiting { reason: "Pulling", message: "1 of 2 MiB".into() };
+        case.image = Part::Waiting {
+            reason: "Pulling",
+            message: "1 of 2 MiB".into(),
+        };
         assert_eq!(case.ready(), pair("False", "Pulling"));
         assert_eq!(Case::new().phase(Phase::Starting).ready(), pair("False", "Booting"));
-        assert_eq!(Case::new().phase(Phase::Running { guest_ready: true }).ready(), pair("True", "Running"));
-        let unmanageable = Case::new().phase(Phase::Unmanageable { message: "its socket is gone".into() });
+        assert_eq!(
+            Case::new().phase(Phase::Running { guest_ready: true }).ready(),
+            pair("True", "Running")
+        );
+        let unmanageable = Case::new().phase(Phase::Unmanageable {
+            message: "its socket is gone".into(),
+        });
         assert_eq!(unmanageable.ready(), pair("False", "Unmanageable"));
     }
 
     #[test]
     fn a_machine_that_runs_stays_ready_when_its_image_cannot_be_had_any_more() {
         let mut case = Case::new().phase(Phase::Running { guest_ready: true });
-        case.image = Part::Failed { reason: "NotFound".into(), message: String::new(), retry_at: case.now };
+        case.image = Part::Failed {
+            reason: "NotFound".into(),
+            message: String::new(),
+            retry_at: case.now,
+        };
         assert_eq!(case.ready(), pair("True", "Running"));
     }
 
@@ -401,7 +502,12 @@ mod tests {
         assert_eq!(first.conditions, second.conditions);
         case = case.phase(Phase::Running { guest_ready: true });
         let third = case.status();
-        let at = |s: &VirtualMachineStatus| s.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.last_transition_time.clone());
+        let at = |s: &VirtualMachineStatus| {
+            s.conditions
+                .iter()
+                .find(|c| c.type_ == "Ready")
+                .map(|c| c.last_transition_time.clone())
+        };
         assert_ne!(at(&third), at(&second));
     }
 

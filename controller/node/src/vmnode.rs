@@ -46,22 +46,40 @@ pub async fn heartbeat(cx: &Context, facts: &NodeFacts, conditions: &mut Vec<Con
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": format!("vmlet-{}", cx.node)},
         "spec": {"holderIdentity": cx.node, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": MicroTime(jiff::Timestamp::now())},
     });
-    leases.patch(&format!("vmlet-{}", cx.node), &params, &Patch::Apply(lease)).await?;
+    leases
+        .patch(&format!("vmlet-{}", cx.node), &params, &Patch::Apply(lease))
+        .await?;
     Ok(())
 }
 
 async fn status(cx: &Context, facts: &NodeFacts, before: &[Condition]) -> VMNodeStatus {
-    let running = cx.machines.list().iter().filter_map(|uid| cx.machines.observe(uid)).filter(|o| alive(&o.phase)).count();
+    let running = cx
+        .machines
+        .list()
+        .iter()
+        .filter_map(|uid| cx.machines.observe(uid))
+        .filter(|o| alive(&o.phase))
+        .count();
     cx.metrics.set_running(i64::try_from(running).unwrap_or(i64::MAX));
     let mut cached = cx.dereferencer.artifacts.inventory().await;
     cached.sort_by_key(|c| std::cmp::Reverse(c.last_used));
     let amounts = |memory: u64| {
-        BTreeMap::from([("cpu".to_owned(), Quantity(facts.cpus.to_string())), ("memory".to_owned(), Quantity(format!("{}Mi", memory >> 20)))])
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity(facts.cpus.to_string())),
+            ("memory".to_owned(), Quantity(format!("{}Mi", memory >> 20))),
+        ])
     };
     VMNodeStatus {
         conditions: facts.conditions.iter().map(|c| dated(c, before)).collect(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        vmms: facts.vmms.iter().map(|(kind, version)| VmmFound { type_: kind.clone(), version: version.clone() }).collect(),
+        vmms: facts
+            .vmms
+            .iter()
+            .map(|(kind, version)| VmmFound {
+                type_: kind.clone(),
+                version: version.clone(),
+            })
+            .collect(),
         accelerator: facts.accelerator.clone(),
         capacity: amounts(facts.memory_bytes),
         allocatable: amounts(facts.allocatable_bytes),
@@ -109,8 +127,16 @@ fn dated(fact: &crate::agent::NodeCondition, before: &[Condition]) -> Condition 
 /// # Errors
 /// When the API refuses or does not answer.
 pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
-    for image in Api::<Image>::all(cx.client.clone()).list(&ListParams::default()).await? {
-        let wanted = image.spec.pull_policy == PullPolicy::Eager && image.spec.node_selector.iter().all(|(k, v)| facts.labels.get(k) == Some(v));
+    for image in Api::<Image>::all(cx.client.clone())
+        .list(&ListParams::default())
+        .await?
+    {
+        let wanted = image.spec.pull_policy == PullPolicy::Eager
+            && image
+                .spec
+                .node_selector
+                .iter()
+                .all(|(k, v)| facts.labels.get(k) == Some(v));
         let Some(uid) = image.uid() else { continue };
         let who = Interest(format!("eager/{uid}"));
         if !wanted || image.metadata.deletion_timestamp.is_some() {
@@ -120,12 +146,26 @@ pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
             continue;
         }
         let source = source(&image.spec.source);
-        let digest = image.status.as_ref().and_then(|s| s.resolved.as_ref()).map(|r| r.digest.clone());
+        let digest = image
+            .status
+            .as_ref()
+            .and_then(|s| s.resolved.as_ref())
+            .map(|r| r.digest.clone());
         if digest.is_none() && matches!(source, vmlet_artifacts::types::Source::Oci { .. }) {
             continue;
         }
         let credentials = cx.dereferencer.image_credentials(&image).await?;
-        cx.dereferencer.artifacts.ensure_image(&who, ImageWant { source, digest, credentials }).await;
+        cx.dereferencer
+            .artifacts
+            .ensure_image(
+                &who,
+                ImageWant {
+                    source,
+                    digest,
+                    credentials,
+                },
+            )
+            .await;
     }
     Ok(())
 }

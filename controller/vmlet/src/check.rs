@@ -25,7 +25,11 @@ pub fn run(args: &Check) -> Result<ExitCode> {
         }
         worst = worst.max(finding.level);
     }
-    Ok(if worst == Level::Failure { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if worst == Level::Failure {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Whether the data directory, or the directory that it would be made in, can be written.

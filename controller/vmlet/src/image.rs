@@ -22,15 +22,22 @@ const LINE: Duration = Duration::from_secs(5);
 pub async fn build(args: ImageBuild) -> Result<()> {
     let size = match &args.size {
         None => None,
-        Some(text) => Some(vmlet_crds::quantity_value(&Quantity(text.clone())).with_context(|| format!("--size {text:?} is not a size such as 2Gi"))?),
+        Some(text) => Some(
+            vmlet_crds::quantity_value(&Quantity(text.clone()))
+                .with_context(|| format!("--size {text:?} is not a size such as 2Gi"))?,
+        ),
     };
-    let authfile = args.authfile.clone().map(|path| (path, true)).or_else(|| {
-        std::env::var_os("HOME").map(|home| (PathBuf::from(home).join(".docker/config.json"), false))
-    });
+    let authfile = args
+        .authfile
+        .clone()
+        .map(|path| (path, true))
+        .or_else(|| std::env::var_os("HOME").map(|home| (PathBuf::from(home).join(".docker/config.json"), false)));
     let credentials = match authfile {
         None => Vec::new(),
         Some((path, asked)) => match std::fs::read(&path) {
-            Ok(bytes) => docker_config::parse(&bytes).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?,
+            Ok(bytes) => {
+                docker_config::parse(&bytes).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
+            }
             Err(error) if asked => return Err(error).with_context(|| format!("--authfile {}", path.display())),
             Err(_) => Vec::new(),
         },
@@ -47,15 +54,24 @@ pub async fn build(args: ImageBuild) -> Result<()> {
     let result = build_image_file(build, progress).await;
     shown.abort();
     let disk = result.with_context(|| args.reference.clone())?;
-    println!("{} {} MiB ({} MiB on disk) {}", args.output.display(), disk.size_bytes >> 20, disk.allocated_bytes >> 20, disk.digest);
+    println!(
+        "{} {} MiB ({} MiB on disk) {}",
+        args.output.display(),
+        disk.size_bytes >> 20,
+        disk.allocated_bytes >> 20,
+        disk.digest
+    );
     Ok(())
 }
 
 /// A bar on a terminal, plain lines in a pipe. Ends by being aborted.
 async fn show(progress: Progress, reference: String) {
     if std::io::stderr().is_terminal() {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style).with_message(reference);
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+            .with_style(style)
+            .with_message(reference);
         loop {
             let (done, total) = progress.bytes();
             bar.set_length(total);

@@ -53,29 +53,53 @@ pub async fn open(args: &NodeArgs) -> Result<Node> {
     let dir = &args.data_dir;
     let lock = lock(dir)?;
     let (machine_wake, machines_rx) = mpsc::channel(WAKES);
-    let machines = Machines::open(vmlet_machines::Config::new(dir.join("machines")), machine_wake).await.with_context(|| format!("machines below {}", dir.display()))?;
-    let (artifacts, [vms, images, kernels]) = open_artifacts(dir, args.import_dir.as_deref(), usize::from(args.max_parallel_pulls)).await?;
-    Ok(Node { artifacts, machines, wakes: Wakes { vms, images, kernels, machines: machines_rx }, _lock: lock })
+    let machines = Machines::open(vmlet_machines::Config::new(dir.join("machines")), machine_wake)
+        .await
+        .with_context(|| format!("machines below {}", dir.display()))?;
+    let (artifacts, [vms, images, kernels]) =
+        open_artifacts(dir, args.import_dir.as_deref(), usize::from(args.max_parallel_pulls)).await?;
+    Ok(Node {
+        artifacts,
+        machines,
+        wakes: Wakes {
+            vms,
+            images,
+            kernels,
+            machines: machines_rx,
+        },
+        _lock: lock,
+    })
 }
 
 fn lock(dir: &Path) -> Result<std::fs::File> {
     match vmlet_node::lock_data_dir(dir).with_context(|| format!("data directory {}", dir.display()))? {
         Some(lock) => Ok(lock),
         None => {
-            let holder = vmlet_node::lock_holder(dir).map(|pid| format!(" (process {pid})")).unwrap_or_default();
-            bail!("another vmlet{holder} uses {}: stop it, or give this one another --data-dir", dir.display())
+            let holder = vmlet_node::lock_holder(dir)
+                .map(|pid| format!(" (process {pid})"))
+                .unwrap_or_default();
+            bail!(
+                "another vmlet{holder} uses {}: stop it, or give this one another --data-dir",
+                dir.display()
+            )
         }
     }
 }
 
 /// Opens the artefacts and splits their wake-ups by who asked: VMs, Images, Kernels.
-async fn open_artifacts(dir: &Path, import_dir: Option<&Path>, parallel: usize) -> Result<(Artifacts, [mpsc::Receiver<String>; 3])> {
+async fn open_artifacts(
+    dir: &Path,
+    import_dir: Option<&Path>,
+    parallel: usize,
+) -> Result<(Artifacts, [mpsc::Receiver<String>; 3])> {
     let mut config = ArtifactsConfig::new(dir.join("artifacts"));
     config.import_dir = import_dir.map(Path::to_path_buf);
     config.max_parallel_pulls = parallel;
     let (wake, mut woken) = mpsc::channel::<Interest>(WAKES);
     let pipeline = Pipeline::new(&config)?;
-    let artifacts = Artifacts::open_with(&config, Arc::new(pipeline), wake).await.with_context(|| format!("images and kernels below {}", dir.display()))?;
+    let artifacts = Artifacts::open_with(&config, Arc::new(pipeline), wake)
+        .await
+        .with_context(|| format!("images and kernels below {}", dir.display()))?;
     let (vm_tx, vms) = mpsc::channel(WAKES);
     let (image_tx, images) = mpsc::channel(WAKES);
     let (kernel_tx, kernels) = mpsc::channel(WAKES);
@@ -115,12 +139,18 @@ pub async fn run_agent(
     if let Some(listen) = args.admin_listen {
         crate::admin::serve(listen, metrics.clone(), Arc::clone(&ready), shutdown.clone()).await?;
     }
-    let config = AgentConfig { data_dir: args.data_dir.clone(), node: name.clone(), facts: facts(args, &name, namespace, machines.facts()) };
+    let config = AgentConfig {
+        data_dir: args.data_dir.clone(),
+        node: name.clone(),
+        facts: facts(args, &name, namespace, machines.facts()),
+    };
     let agent = Agent::new(client, config, artifacts, machines, metrics)?;
-    agent.run(vms, machine_wakes, shutdown, || {
-        ready.store(true, Ordering::Release);
-        tracing::info!(node = name, "the agent is ready");
-    }).await?;
+    agent
+        .run(vms, machine_wakes, shutdown, || {
+            ready.store(true, Ordering::Release);
+            tracing::info!(node = name, "the agent is ready");
+        })
+        .await?;
     Ok(())
 }
 
@@ -128,7 +158,17 @@ pub async fn run_agent(
 pub async fn agent(args: cli::Agent, shutdown: CancellationToken) -> Result<()> {
     let node = open(&args.node).await?;
     let client = crate::setup::client(&args.api).await?;
-    run_agent(client, &args.node, &args.namespace, node.artifacts, node.machines, node.wakes.vms, node.wakes.machines, shutdown).await
+    run_agent(
+        client,
+        &args.node,
+        &args.namespace,
+        node.artifacts,
+        node.machines,
+        node.wakes.vms,
+        node.wakes.machines,
+        shutdown,
+    )
+    .await
 }
 
 /// `vmlet controller`.
@@ -148,7 +188,9 @@ fn node_name(args: &NodeArgs) -> Result<String> {
     };
     let sound = !name.is_empty()
         && name.len() <= 253
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.ends_with(|c: char| c.is_ascii_alphanumeric());
     if !sound {
@@ -161,7 +203,9 @@ fn facts(args: &NodeArgs, name: &str, namespace: &str, host: &HostFacts) -> Node
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory_bytes = rustix::system::sysinfo();
     let memory_bytes = (memory_bytes.totalram as u64).saturating_mul(u64::from(memory_bytes.mem_unit));
-    let allocatable_bytes = args.vm_memory_mib.map_or(memory_bytes.saturating_sub(RESERVED_MEMORY), |mib| mib << 20);
+    let allocatable_bytes = args
+        .vm_memory_mib
+        .map_or(memory_bytes.saturating_sub(RESERVED_MEMORY), |mib| mib << 20);
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -177,8 +221,16 @@ fn facts(args: &NodeArgs, name: &str, namespace: &str, host: &HostFacts) -> Node
         cpus,
         memory_bytes,
         allocatable_bytes,
-        vmms: host.qemu.iter().map(|qemu| ("QEMU".to_owned(), qemu.version.clone())).collect(),
-        accelerator: host.accelerator.as_ref().map(|a| a.as_str().to_uppercase()).unwrap_or_default(),
+        vmms: host
+            .qemu
+            .iter()
+            .map(|qemu| ("QEMU".to_owned(), qemu.version.clone()))
+            .collect(),
+        accelerator: host
+            .accelerator
+            .as_ref()
+            .map(|a| a.as_str().to_uppercase())
+            .unwrap_or_default(),
         conditions: conditions(host),
     }
 }
@@ -189,17 +241,32 @@ fn conditions(host: &HostFacts) -> Vec<NodeCondition> {
         Some(remedy) => format!("{}: {remedy}", finding.message),
         None => finding.message.clone(),
     };
-    let failures: Vec<String> = host.findings.iter().filter(|f| f.level == Level::Failure).map(message).collect();
+    let failures: Vec<String> = host
+        .findings
+        .iter()
+        .filter(|f| f.level == Level::Failure)
+        .map(message)
+        .collect();
     let ready = NodeCondition {
         type_: "Ready".to_owned(),
         holds: failures.is_empty(),
-        reason: if failures.is_empty() { "AgentReady" } else { "HostNotReady" }.to_owned(),
+        reason: if failures.is_empty() {
+            "AgentReady"
+        } else {
+            "HostNotReady"
+        }
+        .to_owned(),
         message: failures.join("; "),
     };
     let findings = host.findings.iter().map(|finding| NodeCondition {
         type_: format!("{}Usable", finding.name),
         holds: finding.level == Level::Ok,
-        reason: if finding.level == Level::Ok { "Found" } else { "NotUsable" }.to_owned(),
+        reason: if finding.level == Level::Ok {
+            "Found"
+        } else {
+            "NotUsable"
+        }
+        .to_owned(),
         message: message(finding),
     });
     std::iter::once(ready).chain(findings).collect()

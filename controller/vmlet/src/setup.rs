@@ -14,19 +14,31 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     // The agent's files are root's alone; what others may read gets its mode explicitly.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?} is not a log filter", cli.log))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match cli.log_format {
-        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => logs
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => logs.json().init(),
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed already");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("the async runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the async runtime")?;
     runtime.block_on(async {
         match cli.command {
-            Command::Agent(args) => crate::node::agent(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
-            Command::Controller(args) => crate::node::controller(args, stop_signal()?).await.map(|()| ExitCode::SUCCESS),
+            Command::Agent(args) => crate::node::agent(args, stop_signal()?)
+                .await
+                .map(|()| ExitCode::SUCCESS),
+            Command::Controller(args) => crate::node::controller(args, stop_signal()?)
+                .await
+                .map(|()| ExitCode::SUCCESS),
             Command::Crds => crds(),
             Command::Check(args) => crate::check::run(&args),
             Command::Image(Image::Build(args)) => crate::image::build(args).await.map(|()| ExitCode::SUCCESS),
@@ -72,9 +84,13 @@ pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
     let config = match &args.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(|| format!("kubeconfig {}", path.display()))?
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("kubeconfig {}", path.display()))?
         }
-        None => kube::Config::infer().await.context("no Kubernetes API to talk to: give --kubeconfig, or set KUBECONFIG")?,
+        None => kube::Config::infer()
+            .await
+            .context("no Kubernetes API to talk to: give --kubeconfig, or set KUBECONFIG")?,
     };
     kube::Client::try_from(config).context("client for the Kubernetes API")
 }

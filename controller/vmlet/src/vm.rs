@@ -20,7 +20,11 @@ async fn get(args: &VmArgs) -> Result<VirtualMachine> {
     let api: Api<VirtualMachine> = Api::namespaced(client, &args.namespace);
     match api.get_opt(&args.vm).await? {
         Some(vm) => Ok(vm),
-        None => bail!("there is no virtual machine \"{}\" in namespace \"{}\"", args.vm, args.namespace),
+        None => bail!(
+            "there is no virtual machine \"{}\" in namespace \"{}\"",
+            args.vm,
+            args.namespace
+        ),
     }
 }
 
@@ -85,22 +89,44 @@ pub async fn ssh(args: Ssh) -> Result<ExitCode> {
         .iter()
         .find(|p| p.name == "ssh")
         .or_else(|| status.ports.iter().find(|p| p.guest_port == 22))
-        .with_context(|| format!("\"{}\" forwards no port named ssh, nor guest port 22: add one to spec.interfaces[0].nat.ports", args.vm.vm))?;
+        .with_context(|| {
+            format!(
+                "\"{}\" forwards no port named ssh, nor guest port 22: add one to spec.interfaces[0].nat.ports",
+                args.vm.vm
+            )
+        })?;
     let Some(host_port) = port.host_port else {
-        bail!("port \"{}\" of \"{}\" is not forwarded: {}", port.name, args.vm.vm, port.message.as_deref().unwrap_or("the machine does not run"));
+        bail!(
+            "port \"{}\" of \"{}\" is not forwarded: {}",
+            port.name,
+            args.vm.vm,
+            port.message.as_deref().unwrap_or("the machine does not run")
+        );
     };
-    let host = if port.host_ip == "0.0.0.0" { "127.0.0.1" } else { &port.host_ip };
+    let host = if port.host_ip == "0.0.0.0" {
+        "127.0.0.1"
+    } else {
+        &port.host_ip
+    };
     let mut command = std::process::Command::new("ssh");
     command.arg("-p").arg(host_port.to_string());
     // The host key belongs to the VM, so it is remembered under its uid, whatever port it has today.
-    command.arg("-o").arg(format!("HostKeyAlias=vmlet-{}", vm.uid().unwrap_or_default()));
+    command
+        .arg("-o")
+        .arg(format!("HostKeyAlias=vmlet-{}", vm.uid().unwrap_or_default()));
     command.arg("-o").arg("StrictHostKeyChecking=accept-new");
     if let Some(identity) = &args.identity {
         command.arg("-i").arg(identity).arg("-o").arg("IdentitiesOnly=yes");
     }
     command.arg("-l").arg(&args.login).arg(host);
     if !args.command.is_empty() {
-        command.arg("--").arg(args.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        command.arg("--").arg(
+            args.command
+                .iter()
+                .map(|word| quoted(word))
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
     }
     let status = command.status().context("ssh: is the OpenSSH client installed?")?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -109,8 +135,15 @@ pub async fn ssh(args: Ssh) -> Result<ExitCode> {
 
 /// A word as the guest's shell reads it back unchanged: ssh joins its arguments with spaces.
 fn quoted(word: &str) -> String {
-    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c));
-    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    let plain = !word.is_empty()
+        && word
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c));
+    if plain {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

@@ -60,14 +60,27 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut trials = Vec::new();
-    for case in [apply::cases(), core::cases(), get::cases(), life::cases(), rest::cases()].into_iter().flatten() {
+    for case in [
+        apply::cases(),
+        core::cases(),
+        get::cases(),
+        life::cases(),
+        rest::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    {
         for (version, binary) in kubectls.iter().take(if case.kubectl { usize::MAX } else { 1 }) {
             let name = match case.kubectl {
                 true => format!("real::kubectl_{version}::{}", case.name),
                 false => format!("real::{}", case.name),
             };
             let (server, binary, run) = (server.clone(), binary.clone(), case.run);
-            let trial = Trial::test(name, move || server.run(&binary, run).map_err(|error| Failed::from(format!("{error:#}"))));
+            let trial = Trial::test(name, move || {
+                server
+                    .run(&binary, run)
+                    .map_err(|error| Failed::from(format!("{error:#}")))
+            });
             trials.push(trial.with_ignored_flag(!available));
         }
     }

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use kube::api::{
-    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective, WatchEvent, WatchParams,
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective,
+    WatchEvent, WatchParams,
 };
 use kube::core::Status;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -57,7 +58,9 @@ fn refused<T>(result: kube::Result<T>) -> Result<Box<Status>> {
 }
 
 async fn next<T>(stream: &mut (impl Stream<Item = kube::Result<T>> + Unpin)) -> Result<T> {
-    let item = tokio::time::timeout(LIMIT, stream.try_next()).await.context("no event in time")?;
+    let item = tokio::time::timeout(LIMIT, stream.try_next())
+        .await
+        .context("no event in time")?;
     item?.context("the watch ended")
 }
 
@@ -73,7 +76,10 @@ fn word(event: &WatchEvent<DynamicObject>) -> String {
     }
 }
 
-async fn expect(stream: &mut (impl Stream<Item = kube::Result<WatchEvent<DynamicObject>>> + Unpin), expected: &str) -> Result<()> {
+async fn expect(
+    stream: &mut (impl Stream<Item = kube::Result<WatchEvent<DynamicObject>>> + Unpin),
+    expected: &str,
+) -> Result<()> {
     loop {
         let seen = word(&next(stream).await?);
         // Bookmarks come when the server likes.
@@ -86,12 +92,21 @@ async fn expect(stream: &mut (impl Stream<Item = kube::Result<WatchEvent<Dynamic
 }
 
 async fn merge(cx: &Cx, name: &str, patch: Value) -> Result<DynamicObject> {
-    Ok(cx.widgets().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?)
+    Ok(cx
+        .widgets()
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?)
 }
 
 async fn a_watch_goes_on_from_a_list(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
-    let version = cx.widgets().list(&ListParams::default()).await?.metadata.resource_version.context("no version")?;
+    let version = cx
+        .widgets()
+        .list(&ListParams::default())
+        .await?
+        .metadata
+        .resource_version
+        .context("no version")?;
     cx.widget("b", json!({"size": 1})).await?;
     merge(&cx, "a", json!({"spec": {"size": 2}})).await?;
     cx.widgets().delete("b", &DeleteParams::default()).await?;
@@ -107,7 +122,10 @@ async fn a_watch_from_zero_begins_with_what_is_there(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
     cx.widget("b", json!({"size": 1})).await?;
     let api = cx.widgets();
-    let mut events = api.watch(&WatchParams::default().disable_bookmarks(), "0").await?.boxed();
+    let mut events = api
+        .watch(&WatchParams::default().disable_bookmarks(), "0")
+        .await?
+        .boxed();
     let mut seen = [word(&next(&mut events).await?), word(&next(&mut events).await?)];
     seen.sort();
     ensure!(seen == ["ADDED a", "ADDED b"], "{seen:?}");
@@ -119,16 +137,33 @@ async fn a_watch_with_initial_events_ends_them_with_a_bookmark(cx: Cx) -> Result
     let api = cx.widgets();
     let mut events = api.watch(&WatchParams::default().initial_events(), "0").await?.boxed();
     expect(&mut events, "ADDED a").await?;
-    let WatchEvent::Bookmark(mark) = next(&mut events).await? else { bail!("no bookmark") };
-    ensure!(mark.metadata.annotations.get("k8s.io/initial-events-end").is_some_and(|end| end == "true"), "{:?}", mark.metadata.annotations);
+    let WatchEvent::Bookmark(mark) = next(&mut events).await? else {
+        bail!("no bookmark")
+    };
+    ensure!(
+        mark.metadata
+            .annotations
+            .get("k8s.io/initial-events-end")
+            .is_some_and(|end| end == "true"),
+        "{:?}",
+        mark.metadata.annotations
+    );
     cx.widget("b", json!({"size": 1})).await?;
     expect(&mut events, "ADDED b").await
 }
 
 async fn a_watch_by_field_sees_an_object_leave_and_return(cx: Cx) -> Result<()> {
     let api = cx.widgets();
-    let version = api.list(&ListParams::default()).await?.metadata.resource_version.context("no version")?;
-    let mut events = api.watch(&WatchParams::default().fields("spec.owner=x"), &version).await?.boxed();
+    let version = api
+        .list(&ListParams::default())
+        .await?
+        .metadata
+        .resource_version
+        .context("no version")?;
+    let mut events = api
+        .watch(&WatchParams::default().fields("spec.owner=x"), &version)
+        .await?
+        .boxed();
     cx.widget("other", json!({"size": 1, "owner": "y"})).await?;
     cx.widget("a", json!({"size": 1})).await?;
     merge(&cx, "a", json!({"spec": {"owner": "x"}})).await?;
@@ -141,16 +176,36 @@ async fn a_watch_by_field_sees_an_object_leave_and_return(cx: Cx) -> Result<()> 
 
 async fn a_watch_by_label_sees_an_object_leave_and_return(cx: Cx) -> Result<()> {
     let api = cx.widgets();
-    let version = api.list(&ListParams::default()).await?.metadata.resource_version.context("no version")?;
-    let mut events = api.watch(&WatchParams::default().labels("on=yes"), &version).await?.boxed();
+    let version = api
+        .list(&ListParams::default())
+        .await?
+        .metadata
+        .resource_version
+        .context("no version")?;
+    let mut events = api
+        .watch(&WatchParams::default().labels("on=yes"), &version)
+        .await?
+        .boxed();
     cx.widget("a", json!({"size": 1})).await?;
     merge(&cx, "a", json!({"metadata": {"labels": {"on": "yes"}}})).await?;
     expect(&mut events, "ADDED a").await?;
     let left = merge(&cx, "a", json!({"metadata": {"labels": {"on": "no"}}})).await?;
-    let WatchEvent::Deleted(old) = next(&mut events).await? else { bail!("no DELETED") };
+    let WatchEvent::Deleted(old) = next(&mut events).await? else {
+        bail!("no DELETED")
+    };
     // The old object, at the version of the change.
-    ensure!(old.metadata.labels.as_ref().and_then(|labels| labels.get("on")).is_some_and(|on| on == "yes"), "{old:?}");
-    ensure!(old.metadata.resource_version == left.metadata.resource_version, "{old:?}");
+    ensure!(
+        old.metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get("on"))
+            .is_some_and(|on| on == "yes"),
+        "{old:?}"
+    );
+    ensure!(
+        old.metadata.resource_version == left.metadata.resource_version,
+        "{old:?}"
+    );
     merge(&cx, "a", json!({"metadata": {"labels": {"on": "yes"}}})).await?;
     expect(&mut events, "ADDED a").await
 }
@@ -158,7 +213,9 @@ async fn a_watch_by_label_sees_an_object_leave_and_return(cx: Cx) -> Result<()> 
 async fn a_watch_ends_at_its_time_limit(cx: Cx) -> Result<()> {
     let api = cx.widgets();
     let params = WatchParams::default().timeout(1).disable_bookmarks();
-    let events: Vec<_> = tokio::time::timeout(LIMIT, api.watch(&params, "0").await?.try_collect()).await.context("it goes on")??;
+    let events: Vec<_> = tokio::time::timeout(LIMIT, api.watch(&params, "0").await?.try_collect())
+        .await
+        .context("it goes on")??;
     ensure!(events.is_empty(), "{events:?}");
     Ok(())
 }
@@ -175,7 +232,10 @@ async fn an_unchanged_update_sends_no_event(cx: Cx) -> Result<()> {
     let version = object.metadata.resource_version.clone().context("no version")?;
     let mut events = api.watch(&WatchParams::default(), &version).await?.boxed();
     let same = api.replace("a", &PostParams::default(), &object).await?;
-    ensure!(same.metadata.resource_version.as_deref() == Some(version.as_str()), "{same:?}");
+    ensure!(
+        same.metadata.resource_version.as_deref() == Some(version.as_str()),
+        "{same:?}"
+    );
     merge(&cx, "a", json!({"spec": {"size": 1}})).await?;
     cx.widget("b", json!({"size": 1})).await?;
     expect(&mut events, "ADDED b").await
@@ -185,11 +245,15 @@ async fn a_reflector_sees_deletion_and_recreation(cx: Cx) -> Result<()> {
     let first = cx.widget("a", json!({"size": 1})).await?;
     let stream = watcher(cx.widgets(), watcher::Config::default()).applied_objects();
     let mut stream = Box::pin(stream);
-    let seen = tokio::time::timeout(LIMIT, stream.try_next()).await??.context("ended")?;
+    let seen = tokio::time::timeout(LIMIT, stream.try_next())
+        .await??
+        .context("ended")?;
     ensure!(seen.metadata.uid == first.metadata.uid);
     cx.widgets().delete("a", &DeleteParams::default()).await?;
     let second = cx.widget("a", json!({"size": 2})).await?;
-    let seen = tokio::time::timeout(LIMIT, stream.try_next()).await??.context("ended")?;
+    let seen = tokio::time::timeout(LIMIT, stream.try_next())
+        .await??
+        .context("ended")?;
     ensure!(seen.metadata.uid == second.metadata.uid && first.metadata.uid != second.metadata.uid);
     Ok(())
 }
@@ -197,10 +261,14 @@ async fn a_reflector_sees_deletion_and_recreation(cx: Cx) -> Result<()> {
 async fn a_streaming_watcher_lists_and_follows(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
     let mut stream = Box::pin(watcher(cx.widgets(), watcher::Config::default().streaming_lists()).applied_objects());
-    let seen = tokio::time::timeout(LIMIT, stream.try_next()).await??.context("ended")?;
+    let seen = tokio::time::timeout(LIMIT, stream.try_next())
+        .await??
+        .context("ended")?;
     ensure!(seen.metadata.name.as_deref() == Some("a"));
     cx.widget("b", json!({"size": 1})).await?;
-    let seen = tokio::time::timeout(LIMIT, stream.try_next()).await??.context("ended")?;
+    let seen = tokio::time::timeout(LIMIT, stream.try_next())
+        .await??
+        .context("ended")?;
     ensure!(seen.metadata.name.as_deref() == Some("b"));
     Ok(())
 }
@@ -219,7 +287,8 @@ async fn an_update_with_a_stale_version_conflicts(cx: Cx) -> Result<()> {
 async fn a_patch_with_a_stale_version_conflicts(cx: Cx) -> Result<()> {
     let stale = cx.widget("a", json!({"size": 1})).await?;
     merge(&cx, "a", json!({"spec": {"size": 2}})).await?;
-    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": stale.metadata.resource_version}, "spec": {"size": 3}}));
+    let patch =
+        Patch::Merge(json!({"metadata": {"resourceVersion": stale.metadata.resource_version}, "spec": {"size": 3}}));
     let status = refused(cx.widgets().patch("a", &PatchParams::default(), &patch).await)?;
     ensure!(status.code == 409 && status.reason == "Conflict", "{status:?}");
     Ok(())
@@ -227,9 +296,23 @@ async fn a_patch_with_a_stale_version_conflicts(cx: Cx) -> Result<()> {
 
 async fn an_update_without_a_version_is_refused(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
-    let status = refused(cx.widgets().replace("a", &PostParams::default(), &widget("a", json!({"size": 2}))).await)?;
-    ensure!(status.code == 422 && status.message.contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"), "{status:?}");
-    let status = refused(cx.widgets().replace("b", &PostParams::default(), &widget("a", json!({"size": 2}))).await)?;
+    let status = refused(
+        cx.widgets()
+            .replace("a", &PostParams::default(), &widget("a", json!({"size": 2})))
+            .await,
+    )?;
+    ensure!(
+        status.code == 422
+            && status
+                .message
+                .contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"),
+        "{status:?}"
+    );
+    let status = refused(
+        cx.widgets()
+            .replace("b", &PostParams::default(), &widget("a", json!({"size": 2})))
+            .await,
+    )?;
     ensure!(status.code == 400 && status.reason == "BadRequest", "{status:?}");
     Ok(())
 }
@@ -239,38 +322,96 @@ async fn a_status_update_leaves_spec_and_generation(cx: Cx) -> Result<()> {
     object.data["spec"]["size"] = json!(9);
     object.data["status"] = json!({"observedGeneration": 1});
     object.metadata.labels = Some([("x".into(), "y".into())].into());
-    let after = cx.widgets().replace_status("a", &PostParams::default(), &object).await?;
-    ensure!(after.data["spec"]["size"] == 1 && after.data["status"]["observedGeneration"] == 1, "{after:?}");
-    ensure!(after.metadata.generation == Some(1) && after.metadata.labels.is_none(), "{after:?}");
-    let status = refused(cx.widgets().patch_status("a", &PatchParams::default(), &Patch::Merge(json!({"status": {"conditions": [{"type": "X"}]}}))).await)?;
-    ensure!(status.code == 422 && status.message.contains("status.conditions[0].status: Required value"), "{status:?}");
+    let after = cx
+        .widgets()
+        .replace_status("a", &PostParams::default(), &object)
+        .await?;
+    ensure!(
+        after.data["spec"]["size"] == 1 && after.data["status"]["observedGeneration"] == 1,
+        "{after:?}"
+    );
+    ensure!(
+        after.metadata.generation == Some(1) && after.metadata.labels.is_none(),
+        "{after:?}"
+    );
+    let status = refused(
+        cx.widgets()
+            .patch_status(
+                "a",
+                &PatchParams::default(),
+                &Patch::Merge(json!({"status": {"conditions": [{"type": "X"}]}})),
+            )
+            .await,
+    )?;
+    ensure!(
+        status.code == 422 && status.message.contains("status.conditions[0].status: Required value"),
+        "{status:?}"
+    );
     Ok(())
 }
 
 async fn a_status_apply_is_owned_by_its_manager(cx: Cx) -> Result<()> {
     let object = cx.widget("a", json!({"size": 1})).await?;
     let apply = |conditions: Value| {
-        Patch::Apply(json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": "a", "uid": object.metadata.uid}, "status": {"conditions": conditions}}))
+        Patch::Apply(
+            json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": "a", "uid": object.metadata.uid}, "status": {"conditions": conditions}}),
+        )
     };
     let condition = |name: &str| json!({"type": name, "status": "True"});
-    cx.widgets().patch_status("a", &PatchParams::apply("one").force(), &apply(json!([condition("A"), condition("B")]))).await?;
-    cx.widgets().patch_status("a", &PatchParams::apply("two").force(), &apply(json!([condition("C")]))).await?;
+    cx.widgets()
+        .patch_status(
+            "a",
+            &PatchParams::apply("one").force(),
+            &apply(json!([condition("A"), condition("B")])),
+        )
+        .await?;
+    cx.widgets()
+        .patch_status("a", &PatchParams::apply("two").force(), &apply(json!([condition("C")])))
+        .await?;
     let before = cx.widgets().get("a").await?;
-    let again = cx.widgets().patch_status("a", &PatchParams::apply("two").force(), &apply(json!([condition("C")]))).await?;
-    ensure!(before.metadata.resource_version == again.metadata.resource_version, "the same apply changed something");
-    let after = cx.widgets().patch_status("a", &PatchParams::apply("one").force(), &apply(json!([condition("B")]))).await?;
-    ensure!(after.data["status"]["conditions"] == json!([condition("B"), condition("C")]), "{after:?}");
+    let again = cx
+        .widgets()
+        .patch_status("a", &PatchParams::apply("two").force(), &apply(json!([condition("C")])))
+        .await?;
+    ensure!(
+        before.metadata.resource_version == again.metadata.resource_version,
+        "the same apply changed something"
+    );
+    let after = cx
+        .widgets()
+        .patch_status("a", &PatchParams::apply("one").force(), &apply(json!([condition("B")])))
+        .await?;
+    ensure!(
+        after.data["status"]["conditions"] == json!([condition("B"), condition("C")]),
+        "{after:?}"
+    );
     let fields = after.metadata.managed_fields.unwrap_or_default();
-    ensure!(fields.iter().any(|entry| entry.manager.as_deref() == Some("one") && entry.subresource.as_deref() == Some("status")), "{fields:?}");
+    ensure!(
+        fields
+            .iter()
+            .any(|entry| entry.manager.as_deref() == Some("one") && entry.subresource.as_deref() == Some("status")),
+        "{fields:?}"
+    );
     Ok(())
 }
 
 async fn an_apply_without_a_manager_is_refused(cx: Cx) -> Result<()> {
-    let body = json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": "a"}, "spec": {"size": 1}}).to_string().into_bytes();
+    let body =
+        json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": "a"}, "spec": {"size": 1}})
+            .to_string()
+            .into_bytes();
     let path = format!("/apis/suite.example.org/v1/namespaces/{}/widgets/a", cx.namespace);
-    let request = http::Request::patch(path).header("content-type", "application/apply-patch+yaml").body(body)?;
+    let request = http::Request::patch(path)
+        .header("content-type", "application/apply-patch+yaml")
+        .body(body)?;
     let status = refused(cx.client.request_text(request).await)?;
-    ensure!(status.code == 422 && status.message.contains("fieldManager: Required value: is required for apply patch"), "{status:?}");
+    ensure!(
+        status.code == 422
+            && status
+                .message
+                .contains("fieldManager: Required value: is required for apply patch"),
+        "{status:?}"
+    );
     Ok(())
 }
 
@@ -278,11 +419,27 @@ async fn an_apply_with_another_uid_is_refused(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
     let patch = |name: &str| {
         let metadata = json!({"name": name, "uid": OTHER_UID});
-        Patch::Apply(json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": metadata, "spec": {"size": 2}}))
+        Patch::Apply(
+            json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": metadata, "spec": {"size": 2}}),
+        )
     };
-    let status = refused(cx.widgets().patch("a", &PatchParams::apply("one").force(), &patch("a")).await)?;
-    ensure!(status.code == 422 && status.message.ends_with("metadata.uid: Invalid value: \"3b5d1c9e-0000-4000-8000-000000000000\": field is immutable"), "{status:?}");
-    let status = refused(cx.widgets().patch("absent", &PatchParams::apply("one").force(), &patch("absent")).await)?;
+    let status = refused(
+        cx.widgets()
+            .patch("a", &PatchParams::apply("one").force(), &patch("a"))
+            .await,
+    )?;
+    ensure!(
+        status.code == 422
+            && status
+                .message
+                .ends_with("metadata.uid: Invalid value: \"3b5d1c9e-0000-4000-8000-000000000000\": field is immutable"),
+        "{status:?}"
+    );
+    let status = refused(
+        cx.widgets()
+            .patch("absent", &PatchParams::apply("one").force(), &patch("absent"))
+            .await,
+    )?;
     ensure!(status.code == 409 && status.reason == "Conflict", "{status:?}");
     Ok(())
 }
@@ -293,24 +450,45 @@ async fn a_status_apply_ignores_the_uid_and_heeds_the_version(cx: Cx) -> Result<
     let first = cx.widget("a", json!({"size": 1})).await?;
     cx.widgets().delete("a", &DeleteParams::default()).await?;
     let second = cx.widget("a", json!({"size": 1})).await?;
-    let apply = |metadata: Value| Patch::Apply(json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": metadata, "status": {"observedGeneration": 1}}));
+    let apply = |metadata: Value| {
+        Patch::Apply(
+            json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": metadata, "status": {"observedGeneration": 1}}),
+        )
+    };
     let params = PatchParams::apply("one").force();
 
-    let late = apply(json!({"name": "a", "uid": first.metadata.uid, "resourceVersion": first.metadata.resource_version}));
+    let late =
+        apply(json!({"name": "a", "uid": first.metadata.uid, "resourceVersion": first.metadata.resource_version}));
     let status = refused(cx.widgets().patch_status("a", &params, &late).await)?;
     ensure!(status.code == 409 && status.reason == "Conflict", "{status:?}");
-    let after = cx.widgets().patch_status("a", &params, &apply(json!({"name": "a", "uid": first.metadata.uid}))).await?;
-    ensure!(after.metadata.uid == second.metadata.uid && after.data["status"]["observedGeneration"] == 1, "{after:?}");
+    let after = cx
+        .widgets()
+        .patch_status("a", &params, &apply(json!({"name": "a", "uid": first.metadata.uid})))
+        .await?;
+    ensure!(
+        after.metadata.uid == second.metadata.uid && after.data["status"]["observedGeneration"] == 1,
+        "{after:?}"
+    );
 
     // An absent object is not made by a status apply.
-    let status = refused(cx.widgets().patch_status("b", &params, &apply(json!({"name": "b"}))).await)?;
+    let status = refused(
+        cx.widgets()
+            .patch_status("b", &params, &apply(json!({"name": "b"})))
+            .await,
+    )?;
     ensure!(status.code == 404, "{status:?}");
     Ok(())
 }
 
 async fn a_delete_with_another_uid_conflicts(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
-    let params = DeleteParams { preconditions: Some(Preconditions { uid: Some(OTHER_UID.into()), resource_version: None }), ..Default::default() };
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(OTHER_UID.into()),
+            resource_version: None,
+        }),
+        ..Default::default()
+    };
     let status = refused(cx.widgets().delete("a", &params).await)?;
     ensure!(status.code == 409 && status.reason == "Conflict", "{status:?}");
     cx.widgets().get("a").await?;
@@ -330,9 +508,19 @@ async fn a_name_can_be_generated(cx: Cx) -> Result<()> {
 async fn metadata_alone_can_be_read(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
     let one = cx.widgets().get_metadata("a").await?;
-    ensure!(one.metadata.name.as_deref() == Some("a") && one.types.as_ref().is_some_and(|types| types.kind == "PartialObjectMetadata"), "{one:?}");
+    ensure!(
+        one.metadata.name.as_deref() == Some("a")
+            && one
+                .types
+                .as_ref()
+                .is_some_and(|types| types.kind == "PartialObjectMetadata"),
+        "{one:?}"
+    );
     let list = cx.widgets().list_metadata(&ListParams::default()).await?;
-    ensure!(list.items.len() == 1 && list.types.kind == "PartialObjectMetadataList", "{list:?}");
+    ensure!(
+        list.items.len() == 1 && list.types.kind == "PartialObjectMetadataList",
+        "{list:?}"
+    );
     Ok(())
 }
 
@@ -340,23 +528,41 @@ async fn a_list_names_its_version(cx: Cx) -> Result<()> {
     cx.widget("a", json!({"size": 1})).await?;
     let list = cx.widgets().list(&ListParams::default()).await?;
     let version: u64 = list.metadata.resource_version.context("no version")?.parse()?;
-    let object: u64 = list.items[0].metadata.resource_version.clone().context("no version")?.parse()?;
+    let object: u64 = list.items[0]
+        .metadata
+        .resource_version
+        .clone()
+        .context("no version")?
+        .parse()?;
     ensure!(version >= object, "{version} {object}");
     Ok(())
 }
 
 async fn a_version_of_the_future_times_out(cx: Cx) -> Result<()> {
-    let path = format!("/apis/suite.example.org/v1/namespaces/{}/widgets?resourceVersion=999999999", cx.namespace);
+    let path = format!(
+        "/apis/suite.example.org/v1/namespaces/{}/widgets?resourceVersion=999999999",
+        cx.namespace
+    );
     // The default client takes this answer for a passing one and asks again for minutes.
     let client = vmlet_e2e::client_without_retries(&cx.kubeconfig).await?;
     let status = refused(client.request_text(http::Request::get(path).body(Vec::new())?).await)?;
-    ensure!(status.code == 504 && status.reason == "Timeout" && status.message.contains("Too large resource version"), "{status:?}");
+    ensure!(
+        status.code == 504 && status.reason == "Timeout" && status.message.contains("Too large resource version"),
+        "{status:?}"
+    );
     Ok(())
 }
 
 async fn a_bad_continue_token_is_refused(cx: Cx) -> Result<()> {
-    let status = refused(cx.widgets().list(&ListParams::default().limit(1).continue_token("nonsense")).await)?;
-    ensure!(status.code == 400 && status.message.contains("continue key is not valid"), "{status:?}");
+    let status = refused(
+        cx.widgets()
+            .list(&ListParams::default().limit(1).continue_token("nonsense"))
+            .await,
+    )?;
+    ensure!(
+        status.code == 400 && status.message.contains("continue key is not valid"),
+        "{status:?}"
+    );
     Ok(())
 }
 
@@ -365,9 +571,14 @@ async fn delete_collection_deletes_by_label(cx: Cx) -> Result<()> {
         cx.widget(name, json!({"size": 1})).await?;
     }
     merge(&cx, "a", json!({"metadata": {"labels": {"x": "y"}}})).await?;
-    cx.widgets().delete_collection(&DeleteParams::default(), &ListParams::default().labels("x=y")).await?;
+    cx.widgets()
+        .delete_collection(&DeleteParams::default(), &ListParams::default().labels("x=y"))
+        .await?;
     let left = cx.widgets().list(&ListParams::default()).await?;
-    ensure!(left.items.len() == 1 && left.items[0].metadata.name.as_deref() == Some("b"), "{left:?}");
+    ensure!(
+        left.items.len() == 1 && left.items[0].metadata.name.as_deref() == Some("b"),
+        "{left:?}"
+    );
     Ok(())
 }
 
@@ -393,10 +604,23 @@ async fn a_json_patch_that_tests_the_uid_guards_a_finalizer(cx: Cx) -> Result<()
         let operations = json!([{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": "/metadata/finalizers", "value": ["suite.example.org/hold"]}]);
         serde_json::from_value(operations).map(Patch::<DynamicObject>::Json)
     };
-    let strict = PatchParams { field_validation: Some(ValidationDirective::Strict), ..PatchParams::default() };
+    let strict = PatchParams {
+        field_validation: Some(ValidationDirective::Strict),
+        ..PatchParams::default()
+    };
     let status = refused(cx.widgets().patch("a", &strict, &patch("another")?).await)?;
     ensure!(status.code == 422 && status.reason == "Invalid", "{status:?}");
-    let held = cx.widgets().patch("a", &strict, &patch(object.metadata.uid.as_deref().unwrap_or_default())?).await?;
-    ensure!(held.metadata.finalizers.as_deref() == Some(&["suite.example.org/hold".to_owned()][..]), "{held:?}");
+    let held = cx
+        .widgets()
+        .patch(
+            "a",
+            &strict,
+            &patch(object.metadata.uid.as_deref().unwrap_or_default())?,
+        )
+        .await?;
+    ensure!(
+        held.metadata.finalizers.as_deref() == Some(&["suite.example.org/hold".to_owned()][..]),
+        "{held:?}"
+    );
     Ok(())
 }

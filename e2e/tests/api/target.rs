@@ -40,7 +40,10 @@ impl Cx {
 
     /// Creates a widget with this spec.
     pub async fn widget(&self, name: &str, spec: serde_json::Value) -> Result<DynamicObject> {
-        Ok(self.widgets().create(&PostParams::default(), &widget(name, spec)).await?)
+        Ok(self
+            .widgets()
+            .create(&PostParams::default(), &widget(name, spec))
+            .await?)
     }
 }
 
@@ -56,7 +59,8 @@ pub fn widget(name: &str, spec: serde_json::Value) -> DynamicObject {
 
 /// The same as text, for `kubectl -f -`.
 pub fn manifest(name: &str, spec: serde_json::Value) -> String {
-    json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec}).to_string()
+    json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec})
+        .to_string()
 }
 
 struct Started {
@@ -74,17 +78,29 @@ pub struct Server {
 impl Server {
     /// Starts nothing yet.
     pub fn new() -> Result<Server> {
-        Ok(Server { runtime: Runtime::new()?, started: OnceLock::new(), number: AtomicUsize::new(0) })
+        Ok(Server {
+            runtime: Runtime::new()?,
+            started: OnceLock::new(),
+            number: AtomicUsize::new(0),
+        })
     }
 
     /// Runs one case in a namespace of its own.
     pub fn run(&self, kubectl: &Path, case: fn(Cx) -> Outcome) -> Result<()> {
-        let started = self.started.get_or_init(|| self.runtime.block_on(Started::start()).map_err(|error| format!("{error:?}")));
-        let started = started.as_ref().map_err(|error| anyhow::anyhow!("the server does not start: {error}"))?;
+        let started = self.started.get_or_init(|| {
+            self.runtime
+                .block_on(Started::start())
+                .map_err(|error| format!("{error:?}"))
+        });
+        let started = started
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("the server does not start: {error}"))?;
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let outcome = self.runtime.block_on(async {
             let cx = started.case(kubectl, number).await?;
-            tokio::time::timeout(CASE_LIMIT, case(cx)).await.context("the case took too long")?
+            tokio::time::timeout(CASE_LIMIT, case(cx))
+                .await
+                .context("the case took too long")?
         });
         // kubectl's caches are many small files: beside other cases their removal costs no time.
         let _ = std::fs::remove_dir_all(started.dir.path().join(format!("case-{number}")));
@@ -94,26 +110,57 @@ impl Server {
 
 impl Started {
     async fn start() -> Result<Started> {
-        let started = Started { server: ControlPlane::start().await?, dir: tempfile::tempdir()? };
+        let started = Started {
+            server: ControlPlane::start().await?,
+            dir: tempfile::tempdir()?,
+        };
         started.install_kind().await?;
         Ok(started)
     }
 
     /// Applies the CRD and waits until everything about it is served: Established comes first.
     async fn install_kind(&self) -> Result<()> {
-        let (_, binary) = vmlet_e2e::kubectl::binaries().into_iter().next().context("no kubectl: run scripts/deps")?;
-        let kubectl = Kubectl::new(&binary, self.server.kubeconfig(), &self.dir.path().join("setup"), "default")?;
-        kubectl.ok_with(&["apply", "-f", "-"], include_str!("widgets.yaml")).await?;
-        kubectl.ok(&["wait", "crd/widgets.suite.example.org", "--for=condition=Established", "--timeout=30s"]).await?;
+        let (_, binary) = vmlet_e2e::kubectl::binaries()
+            .into_iter()
+            .next()
+            .context("no kubectl: run scripts/deps")?;
+        let kubectl = Kubectl::new(
+            &binary,
+            self.server.kubeconfig(),
+            &self.dir.path().join("setup"),
+            "default",
+        )?;
+        kubectl
+            .ok_with(&["apply", "-f", "-"], include_str!("widgets.yaml"))
+            .await?;
+        kubectl
+            .ok(&[
+                "wait",
+                "crd/widgets.suite.example.org",
+                "--for=condition=Established",
+                "--timeout=30s",
+            ])
+            .await?;
         let client = vmlet_e2e::client(self.server.kubeconfig()).await?;
-        for (path, word) in [("/apis", "Widget"), ("/openapi/v3", "apis/suite.example.org/v1"), ("/openapi/v3/apis/suite.example.org/v1", "millimetres")] {
+        for (path, word) in [
+            ("/apis", "Widget"),
+            ("/openapi/v3", "apis/suite.example.org/v1"),
+            ("/openapi/v3/apis/suite.example.org/v1", "millimetres"),
+        ] {
             wait::until(&format!("{word} in {path}"), LIMIT, || async {
                 let mut request = http::Request::get(path);
                 if path == "/apis" {
-                    request = request.header("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json");
+                    request = request.header(
+                        "accept",
+                        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+                    );
                 }
                 let text = client.request_text(request.body(Vec::new())?).await?;
-                Ok(if text.contains(word) { Seen::Done(()) } else { Seen::NotYet(format!("{} bytes without it", text.len())) })
+                Ok(if text.contains(word) {
+                    Seen::Done(())
+                } else {
+                    Seen::NotYet(format!("{} bytes without it", text.len()))
+                })
             })
             .await?;
         }
@@ -126,8 +173,18 @@ impl Started {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        let kubectl = Kubectl::new(kubectl, self.server.kubeconfig(), &self.dir.path().join(&namespace), &namespace)?;
-        Ok(Cx { client, kubectl, kubeconfig: self.server.kubeconfig().to_owned(), namespace })
+        let kubectl = Kubectl::new(
+            kubectl,
+            self.server.kubeconfig(),
+            &self.dir.path().join(&namespace),
+            &namespace,
+        )?;
+        Ok(Cx {
+            client,
+            kubectl,
+            kubeconfig: self.server.kubeconfig().to_owned(),
+            namespace,
+        })
     }
 }
 

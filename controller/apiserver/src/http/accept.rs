@@ -36,10 +36,9 @@ pub struct Accept {
 /// Takes the first entry that can be served. Protobuf is never served: its clients list JSON next.
 pub fn negotiate(header: Option<&str>) -> Result<Accept, Failure> {
     let header = header.unwrap_or("*/*");
-    header
-        .split(',')
-        .find_map(entry)
-        .ok_or_else(|| Failure::not_acceptable("application/json, application/yaml, application/vnd.kubernetes.protobuf"))
+    header.split(',').find_map(entry).ok_or_else(|| {
+        Failure::not_acceptable("application/json, application/yaml, application/vnd.kubernetes.protobuf")
+    })
 }
 
 fn entry(entry: &str) -> Option<Accept> {

@@ -70,7 +70,12 @@ fn objects(group: &str, version: &str, rest: &[&str]) -> Target {
         ["watch", rest @ ..] => (true, rest),
         _ => (false, rest),
     };
-    let mut place = Place { group: group.into(), version: version.into(), watch, ..Place::default() };
+    let mut place = Place {
+        group: group.into(),
+        version: version.into(),
+        watch,
+        ..Place::default()
+    };
     let rest = match rest {
         // Parts of a namespace itself.
         ["namespaces", _, "status" | "finalize"] => rest,
@@ -127,12 +132,21 @@ mod tests {
             other => panic!("{path}: {other:?}"),
         };
         let namespace = place("/api/v1/namespaces/n");
-        assert_eq!((namespace.resource.as_str(), namespace.name.as_deref()), ("namespaces", Some("n")));
+        assert_eq!(
+            (namespace.resource.as_str(), namespace.name.as_deref()),
+            ("namespaces", Some("n"))
+        );
         let status = place("/api/v1/namespaces/n/status");
-        assert_eq!((status.resource.as_str(), status.subresource.as_deref()), ("namespaces", Some("status")));
+        assert_eq!(
+            (status.resource.as_str(), status.subresource.as_deref()),
+            ("namespaces", Some("status"))
+        );
         let secret = place("/api/v1/namespaces/n/secrets/s");
         assert_eq!((secret.namespace.as_str(), secret.name.as_deref()), ("n", Some("s")));
         let custom = place("/apis/g.io/v1/namespaces/n/things/t/status");
-        assert_eq!((custom.group.as_str(), custom.subresource.as_deref()), ("g.io", Some("status")));
+        assert_eq!(
+            (custom.group.as_str(), custom.subresource.as_deref()),
+            ("g.io", Some("status"))
+        );
     }
 }

@@ -19,12 +19,17 @@ impl Query {
 
     /// First value of a parameter, unless empty.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .find(|(k, v)| k == key && !v.is_empty())
+            .map(|(_, v)| v.as_str())
     }
 
     /// A flag: `true`, `1` or there without a value.
     pub fn flag(&self, key: &str) -> bool {
-        self.0.iter().any(|(k, v)| k == key && !matches!(v.as_str(), "false" | "0"))
+        self.0
+            .iter()
+            .any(|(k, v)| k == key && !matches!(v.as_str(), "false" | "0"))
     }
 
     /// A number.
@@ -38,9 +43,9 @@ impl Query {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
-            Some(other) => {
-                Err(Failure::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")))
-            }
+            Some(other) => Err(Failure::bad_request(format!(
+                "dryRun: Unsupported value: {other:?}: supported values: \"All\""
+            ))),
         }
     }
 }

@@ -34,11 +34,7 @@ pub fn strategy_of(path: &str) -> Strategy {
 ///
 /// # Errors
 /// [`PatchError::Unreadable`] when the patch is not an object or a directive is malformed.
-pub fn strategic(
-    object: &mut Value,
-    patch: &Value,
-    strategy: fn(&str) -> Strategy,
-) -> Result<(), PatchError> {
+pub fn strategic(object: &mut Value, patch: &Value, strategy: fn(&str) -> Strategy) -> Result<(), PatchError> {
     let Some(patch) = patch.as_object() else {
         return Err(PatchError::Unreadable(
             "error decoding patch: the patch must be an object".to_owned(),
@@ -54,7 +50,11 @@ pub fn strategic(
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 fn merge_map(
@@ -95,9 +95,7 @@ fn merge_map(
                 map.remove(name);
             }
             Value::Object(change) => {
-                let old = map
-                    .entry(name.clone())
-                    .or_insert_with(|| Value::Object(Map::new()));
+                let old = map.entry(name.clone()).or_insert_with(|| Value::Object(Map::new()));
                 if !old.is_object() {
                     *old = Value::Object(Map::new());
                 }
@@ -106,9 +104,7 @@ fn merge_map(
                 }
             }
             Value::Array(change) => {
-                let old = map
-                    .entry(name.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let old = map.entry(name.clone()).or_insert_with(|| Value::Array(Vec::new()));
                 match (old.as_array_mut(), strategy(&place)) {
                     (Some(old), Strategy::Union) => {
                         for item in change {
@@ -144,11 +140,9 @@ fn merge_list(
         return Ok(());
     }
     for item in change {
-        let id = item.get(key).ok_or_else(|| {
-            PatchError::Unreadable(format!(
-                "map: {item} does not contain declared merge key: {key}"
-            ))
-        })?;
+        let id = item
+            .get(key)
+            .ok_or_else(|| PatchError::Unreadable(format!("map: {item} does not contain declared merge key: {key}")))?;
         let at = old.iter().position(|o| o.get(key) == Some(id));
         match (at, item["$patch"].as_str()) {
             (Some(at), Some("delete")) => {

@@ -36,14 +36,24 @@ fn text(value: &Value) -> String {
 }
 
 fn texts(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Fills in what the API fills in: singular, list kind, conversion.
 pub fn default_spec(definition: &mut Value) {
-    let Some(spec) = definition["spec"].as_object_mut() else { return };
+    let Some(spec) = definition["spec"].as_object_mut() else {
+        return;
+    };
     spec.entry("conversion").or_insert_with(|| json!({"strategy": "None"}));
-    let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) else { return };
+    let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) else {
+        return;
+    };
     let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     names.entry("singular").or_insert_with(|| kind.to_lowercase().into());
     names.entry("listKind").or_insert_with(|| format!("{kind}List").into());
@@ -55,7 +65,11 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
     let names = &spec["names"];
     let mut errors = Vec::new();
     let (group, plural, kind) = (text(&spec["group"]), text(&names["plural"]), text(&names["kind"]));
-    for (field, value) in [("spec.group", &group), ("spec.names.plural", &plural), ("spec.names.kind", &kind)] {
+    for (field, value) in [
+        ("spec.group", &group),
+        ("spec.names.plural", &plural),
+        ("spec.names.kind", &kind),
+    ] {
         if value.is_empty() {
             errors.push(FieldError::required(field, ""));
         }
@@ -72,7 +86,11 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
         Some("Namespaced") => true,
         Some("Cluster") => false,
         Some(other) => {
-            errors.push(FieldError::not_supported("spec.scope", other, &["Cluster", "Namespaced"]));
+            errors.push(FieldError::not_supported(
+                "spec.scope",
+                other,
+                &["Cluster", "Namespaced"],
+            ));
             true
         }
         None => {
@@ -114,7 +132,10 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
         list_kind: text(&names["listKind"]),
         short_names: texts(&names["shortNames"]),
         categories: texts(&names["categories"]),
-        origin: (text(&definition["metadata"]["uid"]), text(&definition["metadata"]["resourceVersion"])),
+        origin: (
+            text(&definition["metadata"]["uid"]),
+            text(&definition["metadata"]["resourceVersion"]),
+        ),
         terminating: !definition["metadata"]["deletionTimestamp"].is_null(),
         core: None,
         group,
@@ -128,7 +149,10 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
 fn version(source: &Value, path: &str) -> Result<Version, Vec<FieldError>> {
     let raw = &source["schema"]["openAPIV3Schema"];
     if raw.is_null() {
-        return Err(vec![FieldError::required(format!("{path}.schema.openAPIV3Schema"), "schemas are required")]);
+        return Err(vec![FieldError::required(
+            format!("{path}.schema.openAPIV3Schema"),
+            "schemas are required",
+        )]);
     }
     let schema = Schema::compile(raw, &format!("{path}.schema.openAPIV3Schema"))?;
     let sub = &source["subresources"];
@@ -142,11 +166,18 @@ fn version(source: &Value, path: &str) -> Result<Version, Vec<FieldError>> {
         name: text(&source["name"]),
         status: sub["status"].is_object(),
         scale,
-        selectable: selectable.map(|f| text(&f["jsonPath"]).trim_start_matches('.').to_owned()).collect(),
-        columns: source["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
+        selectable: selectable
+            .map(|f| text(&f["jsonPath"]).trim_start_matches('.').to_owned())
+            .collect(),
+        columns: source["additionalPrinterColumns"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default(),
         schema: Some(Arc::new(schema)),
         deprecation: (source["deprecated"] == true).then(|| {
-            source["deprecationWarning"].as_str().map_or_else(|| "this version is deprecated".to_owned(), str::to_owned)
+            source["deprecationWarning"]
+                .as_str()
+                .map_or_else(|| "this version is deprecated".to_owned(), str::to_owned)
         }),
     })
 }
@@ -157,7 +188,11 @@ pub fn accept(definition: &mut Value, now: &str) {
     if names["categories"].is_null() {
         names.as_object_mut().map(|n| n.remove("categories"));
     }
-    let stored = definition["spec"]["versions"].as_array().into_iter().flatten().find(|v| v["storage"] == true);
+    let stored = definition["spec"]["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|v| v["storage"] == true);
     let stored = stored.map(|v| text(&v["name"])).unwrap_or_default();
     let mut all = texts(&definition["status"]["storedVersions"]);
     if !all.contains(&stored) {
@@ -165,7 +200,10 @@ pub fn accept(definition: &mut Value, now: &str) {
     }
     let since = |kind: &str| {
         let conditions = definition["status"]["conditions"].as_array();
-        let old = conditions.into_iter().flatten().find(|c| c["type"] == kind && c["status"] == "True");
+        let old = conditions
+            .into_iter()
+            .flatten()
+            .find(|c| c["type"] == kind && c["status"] == "True");
         old.map_or_else(|| json!(now), |c| c["lastTransitionTime"].clone())
     };
     let conditions = json!([

@@ -99,7 +99,11 @@ pub struct Scale {
 impl Resource {
     /// `apiVersion` in this version.
     pub fn api_version(&self, version: &Version) -> String {
-        if self.group.is_empty() { version.name.clone() } else { format!("{}/{}", self.group, version.name) }
+        if self.group.is_empty() {
+            version.name.clone()
+        } else {
+            format!("{}/{}", self.group, version.name)
+        }
     }
 
     /// Whether this is a custom resource.
@@ -111,7 +115,16 @@ impl Resource {
     pub fn verbs(&self) -> &'static [&'static str] {
         match self.core {
             Some(Core::Namespace) => &["create", "delete", "get", "list", "patch", "update", "watch"],
-            _ => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+            _ => &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
         }
     }
 

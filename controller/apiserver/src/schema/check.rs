@@ -66,8 +66,7 @@ impl Checker<'_> {
 
     fn fail(&self, out: &mut Outcome, kind: ErrorKind, path: &str, value: impl Into<Value>, words: &str) {
         let message = format!("{path} in body {words}");
-        out.errors
-            .push(FieldError::new(kind, self.field(path), value, message));
+        out.errors.push(FieldError::new(kind, self.field(path), value, message));
     }
 
     /// An error of the schema as a whole, which the real server reports without a field.
@@ -106,7 +105,11 @@ impl Checker<'_> {
     }
 
     fn kind(&self, node: &Node, path: &str, value: &Value, out: &mut Outcome) {
-        let want = if node.int_or_string { "integer,string" } else { node.kind.as_str() };
+        let want = if node.int_or_string {
+            "integer,string"
+        } else {
+            node.kind.as_str()
+        };
         if want.is_empty() {
             return;
         }
@@ -168,7 +171,10 @@ impl Checker<'_> {
         if range {
             self.compose(
                 out,
-                format!("Checked value must be of type integer with format {} in {path}", node.format),
+                format!(
+                    "Checked value must be of type integer with format {} in {path}",
+                    node.format
+                ),
             );
         }
         if let Some(factor) = node.multiple_of
@@ -213,28 +219,19 @@ impl Checker<'_> {
             self.fail(out, ErrorKind::Invalid, path, size, &words);
         }
         if let Some(max) = node.max_items.filter(|max| size > *max) {
-            out.errors
-                .push(FieldError::too_many(self.field(path), size, max));
+            out.errors.push(FieldError::too_many(self.field(path), size, max));
         }
         out.matched += 1;
     }
 
-    fn fields(
-        &self,
-        node: &Node,
-        path: &str,
-        map: &Map<String, Value>,
-        old: Option<&Value>,
-        out: &mut Outcome,
-    ) {
+    fn fields(&self, node: &Node, path: &str, map: &Map<String, Value>, old: Option<&Value>, out: &mut Outcome) {
         let size = map.len() as i64;
         if let Some(min) = node.min_properties.filter(|min| size < *min) {
             let words = format!("should have at least {min} properties");
             self.fail(out, ErrorKind::Invalid, path, size, &words);
         }
         if let Some(max) = node.max_properties.filter(|max| size > *max) {
-            out.errors
-                .push(FieldError::too_many(self.field(path), size, max));
+            out.errors.push(FieldError::too_many(self.field(path), size, max));
         }
         let old = old.filter(|_| !node.map_atomic);
         if let Some(Additional::Schema(other)) = &node.additional {
@@ -256,8 +253,7 @@ impl Checker<'_> {
         for name in &node.required {
             if !map.contains_key(name) {
                 let place = format!("{path}.{name}");
-                out.errors
-                    .push(FieldError::required(self.field(&place), ""));
+                out.errors.push(FieldError::required(self.field(&place), ""));
             }
         }
         out.matched += 1;
@@ -290,9 +286,7 @@ impl Checker<'_> {
                 }
                 (n, _) => self.compose(
                     out,
-                    format!(
-                        "\"{path}\" must validate one and only one schema (oneOf). Found {n} valid alternatives"
-                    ),
+                    format!("\"{path}\" must validate one and only one schema (oneOf). Found {n} valid alternatives"),
                 ),
             }
         }
@@ -333,7 +327,9 @@ fn nearest(outcomes: impl Iterator<Item = Outcome>) -> (usize, Outcome) {
 
 /// The item of the old list that is the same one as `item`: only keyed lists can tell.
 pub(super) fn correlated<'a>(node: &Node, item: &Value, old: Option<&'a Value>) -> Option<&'a Value> {
-    let Some(ListType::Map(keys)) = &node.list_type else { return None };
+    let Some(ListType::Map(keys)) = &node.list_type else {
+        return None;
+    };
     old?.as_array()?
         .iter()
         .find(|other| keys.iter().all(|key| other.get(key) == item.get(key)))

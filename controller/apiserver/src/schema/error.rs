@@ -57,10 +57,7 @@ impl ErrorKind {
     }
 
     fn shows_value(self) -> bool {
-        !matches!(
-            self,
-            Self::Required | Self::Forbidden | Self::TooLong | Self::Internal
-        )
+        !matches!(self, Self::Required | Self::Forbidden | Self::TooLong | Self::Internal)
     }
 }
 
@@ -79,12 +76,7 @@ pub struct FieldError {
 
 impl FieldError {
     /// An error of `kind` that shows `value` where its kind shows values at all.
-    pub fn new(
-        kind: ErrorKind,
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn new(kind: ErrorKind, field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self {
             kind,
             field: field.into(),
@@ -94,11 +86,7 @@ impl FieldError {
     }
 
     /// A value that breaks a rule.
-    pub fn invalid(
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, field, value, detail)
     }
 
@@ -118,11 +106,7 @@ impl FieldError {
     }
 
     /// A value outside a list of allowed ones.
-    pub fn not_supported<S: AsRef<str>>(
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        allowed: &[S],
-    ) -> Self {
+    pub fn not_supported<S: AsRef<str>>(field: impl Into<String>, value: impl Into<Value>, allowed: &[S]) -> Self {
         let mut detail = String::new();
         if !allowed.is_empty() {
             let quoted: Vec<String> = allowed.iter().map(|v| quote(v.as_ref())).collect();

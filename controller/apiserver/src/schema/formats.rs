@@ -47,9 +47,8 @@ fn date_time(text: &str) -> bool {
 /// A Go duration (`1h30m`) or one with a unit in words (`22 ns`, `3 hours`).
 fn duration(text: &str) -> bool {
     const UNITS: [&str; 26] = [
-        "ns", "us", "µs", "μs", "ms", "s", "m", "h", "d", "w", "nano", "nanos", "micro", "micros",
-        "milli", "millis", "sec", "secs", "second", "seconds", "min", "mins", "minute", "minutes",
-        "hr", "hour",
+        "ns", "us", "µs", "μs", "ms", "s", "m", "h", "d", "w", "nano", "nanos", "micro", "micros", "milli", "millis",
+        "sec", "secs", "second", "seconds", "min", "mins", "minute", "minutes", "hr", "hour",
     ];
     const MORE: [&str; 6] = ["hours", "hrs", "day", "days", "week", "weeks"];
     let mut rest = text.trim_start_matches(['-', '+']);
@@ -90,9 +89,8 @@ fn uri(text: &str) -> bool {
 }
 
 fn email(text: &str) -> bool {
-    text.rsplit_once('@').is_some_and(|(user, host)| {
-        !user.is_empty() && !host.is_empty() && !text.contains(char::is_whitespace)
-    })
+    text.rsplit_once('@')
+        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !text.contains(char::is_whitespace))
 }
 
 fn hostname(text: &str) -> bool {
@@ -115,9 +113,7 @@ fn cidr(text: &str) -> bool {
         } else {
             return false;
         };
-        bits.len() <= 3
-            && bits.bytes().all(|b| b.is_ascii_digit())
-            && bits.parse::<u8>().is_ok_and(|b| b <= width)
+        bits.len() <= 3 && bits.bytes().all(|b| b.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|b| b <= width)
     })
 }
 
@@ -125,7 +121,9 @@ fn mac(text: &str) -> bool {
     let pairs = |separator| {
         let parts: Vec<&str> = text.split(separator).collect();
         matches!(parts.len(), 6 | 8 | 20)
-            && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+            && parts
+                .iter()
+                .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
     };
     pairs(':') || pairs('-')
 }
@@ -146,5 +144,7 @@ fn label(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
         && !text.ends_with('-')
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }

@@ -107,7 +107,14 @@ impl Node {
             return Node::default();
         };
         let mut reader = Reader { map, path, errors };
-        for unsupported in ["id", "$ref", "additionalItems", "patternProperties", "definitions", "dependencies"] {
+        for unsupported in [
+            "id",
+            "$ref",
+            "additionalItems",
+            "patternProperties",
+            "definitions",
+            "dependencies",
+        ] {
             if map.contains_key(unsupported) {
                 reader.forbid(unsupported, &format!("{unsupported} is not supported"));
             }
@@ -249,11 +256,9 @@ impl Reader<'_> {
             )),
             Some("set") => return Some(ListType::Set),
             Some("atomic") => return Some(ListType::Atomic),
-            Some(other) => self.errors.push(FieldError::not_supported(
-                place,
-                other,
-                &["atomic", "set", "map"],
-            )),
+            Some(other) => self
+                .errors
+                .push(FieldError::not_supported(place, other, &["atomic", "set", "map"])),
             None => {}
         }
         None
@@ -326,10 +331,15 @@ impl Reader<'_> {
         for (i, entry) in list.iter().enumerate() {
             let path = format!("{}[{i}]", child(self.path, "x-kubernetes-validations"));
             let Some(map) = entry.as_object() else {
-                self.errors.push(FieldError::invalid(path, entry.clone(), "must be a rule object"));
+                self.errors
+                    .push(FieldError::invalid(path, entry.clone(), "must be a rule object"));
                 continue;
             };
-            let mut reader = Reader { map, path: &path, errors: self.errors };
+            let mut reader = Reader {
+                map,
+                path: &path,
+                errors: self.errors,
+            };
             let rule = RuleSource {
                 rule: reader.text("rule"),
                 message: reader.optional_text("message"),
@@ -345,8 +355,12 @@ impl Reader<'_> {
     }
 
     fn check_rule(&mut self, rule: &RuleSource) {
-        const REASONS: [&str; 4] =
-            ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+        const REASONS: [&str; 4] = [
+            "FieldValueDuplicate",
+            "FieldValueForbidden",
+            "FieldValueInvalid",
+            "FieldValueRequired",
+        ];
         let message = rule.message.as_deref().unwrap_or_default();
         if rule.rule.trim().is_empty() {
             self.errors

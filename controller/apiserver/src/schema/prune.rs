@@ -27,14 +27,22 @@ const META: [&str; 15] = [
     "selfLink",
     "uid",
 ];
-const OWNER: [&str; 6] =
-    ["apiVersion", "blockOwnerDeletion", "controller", "kind", "name", "uid"];
+const OWNER: [&str; 6] = ["apiVersion", "blockOwnerDeletion", "controller", "kind", "name", "uid"];
 
 /// Prunes a whole object; returns the sorted paths of what was removed.
 pub(super) fn prune(root: &Node, object: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     prune_metadata("", object, &mut unknown);
-    level(Some(root), Place { root: true, keep: false }, object, "", &mut unknown);
+    level(
+        Some(root),
+        Place {
+            root: true,
+            keep: false,
+        },
+        object,
+        "",
+        &mut unknown,
+    );
     unknown.sort();
     unknown
 }
@@ -49,7 +57,9 @@ pub(super) fn prune_part(node: &Node, value: &mut Value) -> Vec<String> {
 
 fn prune_metadata(path: &str, object: &mut Value, unknown: &mut Vec<String>) {
     let place = child(path, "metadata");
-    let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
+        return;
+    };
     meta.retain(|name, _| {
         let known = META.contains(&name.as_str());
         if !known {
@@ -113,7 +123,10 @@ fn level(node: Option<&Node>, at: Place, value: &mut Value, path: &str, unknown:
                 return;
             }
             for (i, item) in items.iter_mut().enumerate() {
-                let at = Place { root: false, keep: preserve };
+                let at = Place {
+                    root: false,
+                    keep: preserve,
+                };
                 level(item_node, at, item, &format!("{path}[{i}]"), unknown);
             }
         }

@@ -61,7 +61,11 @@ fn invariants(node: &Node, level: Level, path: &str, errors: &mut Vec<FieldError
 
 fn metadata(node: &Node, path: &str, errors: &mut Vec<FieldError>) {
     if node.kind != "object" {
-        errors.push(FieldError::invalid(child(path, "type"), node.kind.as_str(), "must be object"));
+        errors.push(FieldError::invalid(
+            child(path, "type"),
+            node.kind.as_str(),
+            "must be object",
+        ));
     }
     let only_names = node.properties.keys().all(|k| k == "name" || k == "generateName");
     if !only_names || node.additional.is_some() || !node.required.is_empty() || !node.rules.is_empty() {
@@ -128,7 +132,11 @@ fn kind(node: &Node, level: Level, path: &str, errors: &mut Vec<FieldError>) {
             },
         ));
     } else if level == Level::Root && node.kind != "object" {
-        errors.push(FieldError::invalid(place, node.kind.as_str(), "must be object at the root"));
+        errors.push(FieldError::invalid(
+            place,
+            node.kind.as_str(),
+            "must be object at the root",
+        ));
     }
 }
 
@@ -191,7 +199,11 @@ fn int_or_string_alternatives(nodes: &[Node]) -> bool {
 }
 
 fn junctors(node: &Node, whole: &Node, path: &str, whole_path: &str, errors: &mut Vec<FieldError>) {
-    let groups = [("anyOf", &node.any_of), ("allOf", &node.all_of), ("oneOf", &node.one_of)];
+    let groups = [
+        ("anyOf", &node.any_of),
+        ("allOf", &node.all_of),
+        ("oneOf", &node.one_of),
+    ];
     for (name, nodes) in groups {
         if name == "anyOf" && whole.int_or_string && int_or_string_alternatives(nodes) {
             continue;
@@ -207,20 +219,20 @@ fn junctors(node: &Node, whole: &Node, path: &str, whole_path: &str, errors: &mu
 }
 
 /// A schema below a junctor: it may restrict what `whole` describes and nothing else.
-fn restriction(
-    nested: &Node,
-    whole: Option<&Node>,
-    path: &str,
-    whole_path: &str,
-    errors: &mut Vec<FieldError>,
-) {
+fn restriction(nested: &Node, whole: Option<&Node>, path: &str, whole_path: &str, errors: &mut Vec<FieldError>) {
     let Some(whole) = whole else {
-        errors.push(FieldError::required(whole_path, format!("because it is defined in {path}")));
+        errors.push(FieldError::required(
+            whole_path,
+            format!("because it is defined in {path}"),
+        ));
         return;
     };
     let mut forbid = |broken: bool, name: &str, words: &str| {
         if broken {
-            errors.push(FieldError::forbidden(child(path, name), format!("{words} to be structural")));
+            errors.push(FieldError::forbidden(
+                child(path, name),
+                format!("{words} to be structural"),
+            ));
         }
     };
     forbid(!nested.kind.is_empty(), "type", "must be empty");
@@ -228,10 +240,18 @@ fn restriction(
     forbid(nested.default.is_some(), "default", "must be undefined");
     forbid(nested.described, "description", "must be empty");
     forbid(nested.nullable, "nullable", "must be false");
-    forbid(nested.preserve_unknown, "x-kubernetes-preserve-unknown-fields", "must be false");
+    forbid(
+        nested.preserve_unknown,
+        "x-kubernetes-preserve-unknown-fields",
+        "must be false",
+    );
     forbid(nested.embedded, "x-kubernetes-embedded-resource", "must be false");
     forbid(nested.int_or_string, "x-kubernetes-int-or-string", "must be false");
-    forbid(nested.list_type.is_some(), "x-kubernetes-list-type", "must be undefined");
+    forbid(
+        nested.list_type.is_some(),
+        "x-kubernetes-list-type",
+        "must be undefined",
+    );
     forbid(nested.map_atomic, "x-kubernetes-map-type", "must be undefined");
     forbid(!nested.rules.is_empty(), "x-kubernetes-validations", "must be empty");
     junctors(nested, whole, path, whole_path, errors);
@@ -242,7 +262,10 @@ fn restriction(
     for (name, property) in &nested.properties {
         let place = format!("{}[{name}]", child(path, "properties"));
         if name == "metadata" {
-            errors.push(FieldError::forbidden(place, "must not be specified in a nested context"));
+            errors.push(FieldError::forbidden(
+                place,
+                "must not be specified in a nested context",
+            ));
             continue;
         }
         let whole_place = format!("{}[{name}]", child(whole_path, "properties"));

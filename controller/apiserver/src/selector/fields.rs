@@ -28,19 +28,20 @@ impl FieldSelector {
     /// # Errors
     /// The message that the real server gives for the same text.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        let invalid = |term: &str| {
-            SelectorError(format!("invalid selector: '{text}'; can't understand '{term}'"))
-        };
+        let invalid = |term: &str| SelectorError(format!("invalid selector: '{text}'; can't understand '{term}'"));
         let mut requirements = Vec::new();
         for term in split(text) {
             if term.is_empty() {
                 continue;
             }
             let (field, negated, value) = operator(term).ok_or_else(|| invalid(term))?;
-            let value = unescape(value).ok_or_else(|| {
-                SelectorError(format!("invalid field selector: value {value} is badly escaped"))
-            })?;
-            requirements.push(FieldRequirement { field: field.to_owned(), value, negated });
+            let value = unescape(value)
+                .ok_or_else(|| SelectorError(format!("invalid field selector: value {value} is badly escaped")))?;
+            requirements.push(FieldRequirement {
+                field: field.to_owned(),
+                value,
+                negated,
+            });
         }
         Ok(Self { requirements })
     }

@@ -46,7 +46,10 @@ impl LabelSelector {
     /// # Errors
     /// The message that the real server gives for the same text.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        let mut parser = Parser { tokens: tokens(text), at: 0 };
+        let mut parser = Parser {
+            tokens: tokens(text),
+            at: 0,
+        };
         let requirements = parser
             .requirements()
             .map_err(|e| SelectorError(format!("unable to parse requirement: {e}")))?;
@@ -65,7 +68,9 @@ impl LabelRequirement {
     fn matches(&self, label: Option<&str>) -> bool {
         let listed = |label: &str| self.values.iter().any(|v| v == label);
         let compare = |holds: fn(i64, i64) -> bool| {
-            let (Some(label), Some(limit)) = (label, self.values.first()) else { return false };
+            let (Some(label), Some(limit)) = (label, self.values.first()) else {
+                return false;
+            };
             match (label.parse(), limit.parse()) {
                 (Ok(label), Ok(limit)) => holds(label, limit),
                 _ => false,
@@ -157,12 +162,13 @@ impl Parser {
             return Err(format!("found '{key}', expected: identifier"));
         }
         if let Some(problem) = qualified_name_problems(&key).first() {
-            return Err(format!(
-                "key: Invalid value: {}: {problem}",
-                crate::schema::quote(&key)
-            ));
+            return Err(format!("key: Invalid value: {}: {problem}", crate::schema::quote(&key)));
         }
-        let plain = |operator| LabelRequirement { key: key.clone(), operator, values: Vec::new() };
+        let plain = |operator| LabelRequirement {
+            key: key.clone(),
+            operator,
+            values: Vec::new(),
+        };
         if absent {
             return Ok(plain(Operator::DoesNotExist));
         }
@@ -177,9 +183,7 @@ impl Parser {
             ">" => (Operator::GreaterThan, false),
             "<" => (Operator::LessThan, false),
             other => {
-                return Err(format!(
-                    "found '{other}', expected: in, notin, =, ==, !=, gt, lt"
-                ));
+                return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt"));
             }
         };
         let values = if list { self.list()? } else { vec![self.exact()?] };

@@ -86,8 +86,16 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(version: u64) -> Tail {
-        let inner = Inner { start: version, end: version, bytes: 0, events: VecDeque::new() };
-        Tail { inner: RwLock::new(inner), committed: watch::Sender::new(version) }
+        let inner = Inner {
+            start: version,
+            end: version,
+            bytes: 0,
+            events: VecDeque::new(),
+        };
+        Tail {
+            inner: RwLock::new(inner),
+            committed: watch::Sender::new(version),
+        }
     }
 
     pub(super) fn committed(&self) -> watch::Receiver<u64> {
@@ -125,7 +133,10 @@ impl Tail {
             .filter(|e| resource.is_none_or(|r| r == &*e.resource) && namespace.is_none_or(|n| n == e.namespace))
             .cloned()
             .collect();
-        Some(Batch::Changes { events, upto: inner.end.max(after) })
+        Some(Batch::Changes {
+            events,
+            upto: inner.end.max(after),
+        })
     }
 }
 

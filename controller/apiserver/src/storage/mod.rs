@@ -58,7 +58,10 @@ pub struct Stored {
 impl Stored {
     /// The parsed object.
     pub fn value(&self) -> Result<Value, StoreError> {
-        serde_json::from_slice(&self.body).map_err(|e| StoreError::Damaged { what: self.name.clone(), cause: e.to_string() })
+        serde_json::from_slice(&self.body).map_err(|e| StoreError::Damaged {
+            what: self.name.clone(),
+            cause: e.to_string(),
+        })
     }
 }
 
@@ -77,7 +80,9 @@ pub enum StoreError {
         cause: String,
     },
     /// Written by a newer vmlet.
-    #[error("the API's database has format {found}, this vmlet knows {known}; start the newer vmlet, or give another data directory")]
+    #[error(
+        "the API's database has format {found}, this vmlet knows {known}; start the newer vmlet, or give another data directory"
+    )]
     Format {
         /// In the file.
         found: i64,
@@ -143,7 +148,11 @@ impl Store {
         db.pragma_update(None, "wal_autocheckpoint", 1000)?;
         db.pragma_update(None, "journal_size_limit", 16 << 20)?;
         db.execute_batch(TABLES)?;
-        for (key, value) in [("format", FORMAT), ("version", FIRST_VERSION as i64), ("floor", FIRST_VERSION as i64)] {
+        for (key, value) in [
+            ("format", FORMAT),
+            ("version", FIRST_VERSION as i64),
+            ("floor", FIRST_VERSION as i64),
+        ] {
             db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?1, ?2)", (key, value))?;
         }
         let found = reader::meta(&db, "format")?;
@@ -153,7 +162,10 @@ impl Store {
         let version = reader::meta(&db, "version")? as u64;
         let tail = Arc::new(history::Tail::new(version));
         let writer = writer::Writer::start(db, version, tail.clone())?;
-        let readers = Arc::new(Readers { path, idle: Mutex::new(Vec::new()) });
+        let readers = Arc::new(Readers {
+            path,
+            idle: Mutex::new(Vec::new()),
+        });
         Ok(Store { writer, readers, tail })
     }
 
@@ -174,11 +186,17 @@ impl Store {
     }
 
     /// The changes of one resource after `after`; the file is asked when the tail in memory no longer reaches back so far.
-    pub async fn changes(&self, after: u64, resource: Option<Arc<str>>, namespace: Option<String>) -> Result<Batch, StoreError> {
+    pub async fn changes(
+        &self,
+        after: u64,
+        resource: Option<Arc<str>>,
+        namespace: Option<String>,
+    ) -> Result<Batch, StoreError> {
         if let Some(batch) = self.tail.changes(after, resource.as_deref(), namespace.as_deref()) {
             return Ok(batch);
         }
-        self.read(move |db| reader::changes(db, after, resource.as_deref(), namespace.as_deref())).await
+        self.read(move |db| reader::changes(db, after, resource.as_deref(), namespace.as_deref()))
+            .await
     }
 
     /// Runs `body` on a read connection, off the async threads, in one snapshot of the file.
@@ -187,7 +205,9 @@ impl Store {
         body: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let readers = self.readers.clone();
-        tokio::task::spawn_blocking(move || readers.with(body)).await.map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(move || readers.with(body))
+            .await
+            .map_err(|_| StoreError::Closed)?
     }
 }
 

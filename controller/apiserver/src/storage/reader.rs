@@ -39,17 +39,31 @@ pub(super) fn meta(db: &Connection, key: &str) -> Result<i64, StoreError> {
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let version: i64 = row.get(2)?;
     let body: Vec<u8> = row.get(3)?;
-    Ok(Stored { namespace: row.get(0)?, name: row.get(1)?, version: version as u64, body: Bytes::from(body) })
+    Ok(Stored {
+        namespace: row.get(0)?,
+        name: row.get(1)?,
+        version: version as u64,
+        body: Bytes::from(body),
+    })
 }
 
 fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
     let resource: String = row.get(0)?;
-    Ok(Key { resource: resource.into(), namespace: row.get(1)?, name: row.get(2)? })
+    Ok(Key {
+        resource: resource.into(),
+        namespace: row.get(1)?,
+        name: row.get(2)?,
+    })
 }
 
 const HISTORY_PAGE: usize = 128;
 
-pub(super) fn changes(db: &Connection, after: u64, resource: Option<&str>, namespace: Option<&str>) -> Result<Batch, StoreError> {
+pub(super) fn changes(
+    db: &Connection,
+    after: u64,
+    resource: Option<&str>,
+    namespace: Option<&str>,
+) -> Result<Batch, StoreError> {
     if after < meta(db, "floor")? as u64 {
         return Ok(Batch::TooOld);
     }
@@ -175,10 +189,15 @@ impl Store {
     /// Objects whose time is up at `now` (seconds since the epoch), and when the next one's will be.
     pub async fn expired(&self, now: i64) -> Result<(Vec<Key>, Option<i64>), StoreError> {
         self.read(move |db| {
-            let mut select =
-                db.prepare_cached("SELECT resource, namespace, name FROM objects WHERE expires <= ?1 ORDER BY expires LIMIT 500")?;
+            let mut select = db.prepare_cached(
+                "SELECT resource, namespace, name FROM objects WHERE expires <= ?1 ORDER BY expires LIMIT 500",
+            )?;
             let keys = select.query_map([now], key)?.collect::<Result<Vec<_>, _>>()?;
-            let next = db.query_row("SELECT min(expires) FROM objects WHERE expires IS NOT NULL", [], |row| row.get(0))?;
+            let next = db.query_row(
+                "SELECT min(expires) FROM objects WHERE expires IS NOT NULL",
+                [],
+                |row| row.get(0),
+            )?;
             Ok((keys, next))
         })
         .await

@@ -5,12 +5,20 @@ use serde_json::json;
 use super::*;
 
 fn key(name: &str) -> Key {
-    Key { resource: Arc::from("g.io/things"), namespace: "n".into(), name: name.into() }
+    Key {
+        resource: Arc::from("g.io/things"),
+        namespace: "n".into(),
+        name: name.into(),
+    }
 }
 
 fn create(name: &str) -> Change {
     let object = json!({"metadata": {"name": name, "namespace": "n", "uid": name}, "spec": {"size": 1}});
-    Change::Create { key: key(name), object, expires: None }
+    Change::Create {
+        key: key(name),
+        object,
+        expires: None,
+    }
 }
 
 fn version(object: &Value) -> u64 {
@@ -23,7 +31,15 @@ async fn versions_go_on_rising_after_a_deletion_and_a_restart() {
     let store = Store::open(dir.path()).unwrap();
     let made = store.write(vec![create("a")]).await.unwrap().remove(0);
     let base = version(&made);
-    let gone = store.write(vec![Change::Remove { key: key("a"), base, object: made }]).await.unwrap().remove(0);
+    let gone = store
+        .write(vec![Change::Remove {
+            key: key("a"),
+            base,
+            object: made,
+        }])
+        .await
+        .unwrap()
+        .remove(0);
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert!(store.get(&key("a")).await.unwrap().is_none());
@@ -37,7 +53,12 @@ async fn concurrent_writers_all_get_versions_of_their_own_and_all_are_there_afte
     let store = Store::open(dir.path()).unwrap();
     let names: Vec<String> = (0..100).map(|n| format!("o{n}")).collect();
     let writes = names.iter().map(|name| store.write(vec![create(name)]));
-    let objects: Vec<Value> = futures::future::try_join_all(writes).await.unwrap().into_iter().flatten().collect();
+    let objects: Vec<Value> = futures::future::try_join_all(writes)
+        .await
+        .unwrap()
+        .into_iter()
+        .flatten()
+        .collect();
     let versions: std::collections::BTreeSet<u64> = objects.iter().map(version).collect();
     assert_eq!(versions.len(), 100);
     drop(store);
@@ -52,12 +73,19 @@ async fn a_refused_change_stores_nothing_of_its_write_and_uses_no_version() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let made = store.write(vec![create("a")]).await.unwrap().remove(0);
-    let stale = Change::Update { key: key("a"), base: version(&made) - 1, object: made.clone(), expires: None };
+    let stale = Change::Update {
+        key: key("a"),
+        base: version(&made) - 1,
+        object: made.clone(),
+        expires: None,
+    };
     let result = store.write(vec![create("b"), stale]).await;
     assert!(matches!(result, Err(WriteError::Changed)), "{result:?}");
     assert!(store.get(&key("b")).await.unwrap().is_none());
     assert!(matches!(store.write(vec![create("a")]).await, Err(WriteError::Exists)));
-    let missing = store.write(vec![Change::RequireNamespace("n".into()), create("c")]).await;
+    let missing = store
+        .write(vec![Change::RequireNamespace("n".into()), create("c")])
+        .await;
     assert!(matches!(missing, Err(WriteError::NamespaceMissing(_))), "{missing:?}");
     assert_eq!(store.version(), version(&made));
 }

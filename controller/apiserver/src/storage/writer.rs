@@ -100,25 +100,33 @@ const HISTORY_SLACK: u64 = 512;
 impl Writer {
     pub(super) fn start(db: Connection, version: u64, tail: Arc<Tail>) -> Result<Writer, StoreError> {
         let (commands, queue) = mpsc::channel();
-        std::thread::Builder::new().name("api-writer".into()).stack_size(512 << 10).spawn(move || {
-            let mut state = State { db, version, tail };
-            while let Ok(first) = queue.recv() {
-                let mut group = vec![first];
-                while group.len() < GROUP
-                    && let Ok(next) = queue.try_recv()
-                {
-                    group.push(next);
+        std::thread::Builder::new()
+            .name("api-writer".into())
+            .stack_size(512 << 10)
+            .spawn(move || {
+                let mut state = State { db, version, tail };
+                while let Ok(first) = queue.recv() {
+                    let mut group = vec![first];
+                    while group.len() < GROUP
+                        && let Ok(next) = queue.try_recv()
+                    {
+                        group.push(next);
+                    }
+                    state.commit(group);
                 }
-                state.commit(group);
-            }
-        })?;
-        Ok(Writer { commands, slots: Arc::new(tokio::sync::Semaphore::new(QUEUE)) })
+            })?;
+        Ok(Writer {
+            commands,
+            slots: Arc::new(tokio::sync::Semaphore::new(QUEUE)),
+        })
     }
 
     pub(super) async fn write(&self, changes: Vec<Change>) -> Result<Vec<Value>, WriteError> {
         let _slot = self.slots.acquire().await.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command { changes, reply }).map_err(|_| StoreError::Closed)?;
+        self.commands
+            .send(Command { changes, reply })
+            .map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 }
@@ -141,7 +149,9 @@ impl State {
         for (reply, answer) in replies {
             // A commit that failed stored nothing of anyone's, whatever their own changes did.
             let answer = match (&result, answer) {
-                (Err(error), Ok(_)) => Err(WriteError::Store(StoreError::Io(std::io::Error::other(error.to_string())))),
+                (Err(error), Ok(_)) => Err(WriteError::Store(StoreError::Io(std::io::Error::other(
+                    error.to_string(),
+                )))),
                 (_, answer) => answer,
             };
             // The caller may be gone; the write stands.
@@ -153,15 +163,24 @@ impl State {
     fn run(
         &mut self,
         group: Vec<Command>,
-        replies: &mut Vec<(oneshot::Sender<Result<Vec<Value>, WriteError>>, Result<Vec<Value>, WriteError>)>,
+        replies: &mut Vec<(
+            oneshot::Sender<Result<Vec<Value>, WriteError>>,
+            Result<Vec<Value>, WriteError>,
+        )>,
         events: &mut Vec<HistoryEvent>,
     ) -> Result<(), rusqlite::Error> {
         let mut version = self.version;
-        let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let transaction = self
+            .db
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
         let mut transaction = match transaction {
             Ok(transaction) => transaction,
             Err(error) => {
-                replies.extend(group.into_iter().map(|c| (c.reply, Err(WriteError::Store(StoreError::Closed)))));
+                replies.extend(
+                    group
+                        .into_iter()
+                        .map(|c| (c.reply, Err(WriteError::Store(StoreError::Closed)))),
+                );
                 return Err(error);
             }
         };
@@ -184,7 +203,9 @@ impl State {
             replies.push((command.reply, answer));
         }
         if version != self.version {
-            transaction.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'version'")?.execute([version as i64])?;
+            transaction
+                .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'version'")?
+                .execute([version as i64])?;
             trim(&transaction, version)?;
         }
         transaction.commit()?;
@@ -194,7 +215,9 @@ impl State {
 }
 
 fn trim(db: &Transaction<'_>, version: u64) -> Result<(), rusqlite::Error> {
-    let floor: i64 = db.prepare_cached("SELECT value FROM meta WHERE key = 'floor'")?.query_row([], |row| row.get(0))?;
+    let floor: i64 = db
+        .prepare_cached("SELECT value FROM meta WHERE key = 'floor'")?
+        .query_row([], |row| row.get(0))?;
     if version.saturating_sub(floor as u64) > HISTORY_KEEP + HISTORY_SLACK {
         let floor = (version - HISTORY_KEEP) as i64;
         db.execute("DELETE FROM history WHERE version <= ?1", [floor])?;
@@ -203,16 +226,28 @@ fn trim(db: &Transaction<'_>, version: u64) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
-fn apply(db: &Connection, change: Change, version: &mut u64, events: &mut Vec<HistoryEvent>) -> Result<Option<Value>, WriteError> {
+fn apply(
+    db: &Connection,
+    change: Change,
+    version: &mut u64,
+    events: &mut Vec<HistoryEvent>,
+) -> Result<Option<Value>, WriteError> {
     let (key, mut object, kind, base, expires) = match change {
         Change::Create { key, object, expires } => (key, object, EventKind::Added, None, expires),
-        Change::Update { key, base, object, expires } => (key, object, EventKind::Modified, Some(base), expires),
+        Change::Update {
+            key,
+            base,
+            object,
+            expires,
+        } => (key, object, EventKind::Modified, Some(base), expires),
         Change::Remove { key, base, object } => (key, object, EventKind::Deleted, Some(base), None),
         Change::RequireNamespace(name) => return require_namespace(db, name).map(|()| None),
     };
     let current: Option<(i64, Vec<u8>)> = db
         .prepare_cached("SELECT version, body FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?
-        .query_row((&*key.resource, &key.namespace, &key.name), |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row((&*key.resource, &key.namespace, &key.name), |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
     let previous = match (base, current) {
         (None, None) => None,
@@ -223,10 +258,14 @@ fn apply(db: &Connection, change: Change, version: &mut u64, events: &mut Vec<Hi
     };
     *version += 1;
     object["metadata"]["resourceVersion"] = Value::String(version.to_string());
-    let body = serde_json::to_vec(&object).map_err(|e| StoreError::Damaged { what: key.to_string(), cause: e.to_string() })?;
+    let body = serde_json::to_vec(&object).map_err(|e| StoreError::Damaged {
+        what: key.to_string(),
+        cause: e.to_string(),
+    })?;
     let place = (&*key.resource, &key.namespace, &key.name);
     if kind == EventKind::Deleted {
-        db.prepare_cached("DELETE FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?.execute(place)?;
+        db.prepare_cached("DELETE FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?
+            .execute(place)?;
     } else {
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
         db.prepare_cached(
@@ -254,7 +293,8 @@ fn apply(db: &Connection, change: Change, version: &mut u64, events: &mut Vec<Hi
 
 fn record_owners(db: &Connection, key: &Key, object: Option<&Value>) -> Result<(), rusqlite::Error> {
     let place = (&*key.resource, &key.namespace, &key.name);
-    db.prepare_cached("DELETE FROM owners WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?.execute(place)?;
+    db.prepare_cached("DELETE FROM owners WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?
+        .execute(place)?;
     let owners = object.and_then(|o| o["metadata"]["ownerReferences"].as_array());
     for uid in owners.into_iter().flatten().filter_map(|o| o["uid"].as_str()) {
         db.prepare_cached("INSERT OR IGNORE INTO owners (owner, resource, namespace, name) VALUES (?1, ?2, ?3, ?4)")?

@@ -37,9 +37,7 @@ pub fn read_deb(path: &Path, spool: &Path) -> io::Result<Kernel> {
             "data.tar.gz" => return read_tar(flate2::read::MultiGzDecoder::new(data), spool),
             "data.tar" => return read_tar(data, spool),
             _ if name.starts_with("data.tar") => {
-                return Err(bad(format!(
-                    "{name}: compression not supported (xz, zst and gz are)"
-                )));
+                return Err(bad(format!("{name}: compression not supported (xz, zst and gz are)")));
             }
             _ => {
                 let padded = i64::try_from(size + size % 2).map_err(|_| bad("ar size"))?;

@@ -83,10 +83,7 @@ impl Collector {
 
     fn module(&mut self, name: &str, content: &mut dyn Read) -> io::Result<()> {
         let components: Vec<&str> = name.split('/').collect();
-        if components
-            .iter()
-            .any(|part| matches!(*part, "" | "." | ".."))
-        {
+        if components.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(bad(format!("lib/modules/{name}: not a plain path")));
         }
         let file = components[components.len() - 1];
@@ -136,10 +133,7 @@ impl Collector {
         self.spool.flush()?;
         if self.images.len() > 1 {
             let names: Vec<String> = self.images.into_keys().collect();
-            return Err(bad(format!(
-                "several kernels ({}); keep one",
-                names.join(", ")
-            )));
+            return Err(bad(format!("several kernels ({}); keep one", names.join(", "))));
         }
         let (version, image) = self
             .images
@@ -219,18 +213,12 @@ fn walk(root: &Path, at: &str, depth: usize, collector: &mut Collector) -> io::R
     for entry in entries {
         let entry = entry?;
         let kind = entry.file_type()?;
-        let Some(name) = entry
-            .file_name()
-            .to_str()
-            .map(|name| format!("{at}/{name}"))
-        else {
+        let Some(name) = entry.file_name().to_str().map(|name| format!("{at}/{name}")) else {
             continue; // No kernel names a file so.
         };
         if kind.is_dir() && at != "boot" {
             if depth >= MAX_DEPTH {
-                return Err(bad(format!(
-                    "{name}: more than {MAX_DEPTH} directories deep"
-                )));
+                return Err(bad(format!("{name}: more than {MAX_DEPTH} directories deep")));
             }
             walk(root, &name, depth + 1, collector)?;
         } else if kind.is_file() {

@@ -70,9 +70,7 @@ fn expand(payload: &[u8]) -> io::Result<Option<Vec<u8>>> {
         return Ok(None);
     };
     if expanded.len() != u32::from_le_bytes(*trailer) as usize {
-        return Err(bad(
-            "the kernel's payload expands to another size than it says",
-        ));
+        return Err(bad("the kernel's payload expands to another size than it says"));
     }
     Ok(Some(expanded))
 }
@@ -81,9 +79,7 @@ fn bounded(reader: impl Read) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     reader.take(MAX_IMAGE as u64 + 1).read_to_end(&mut out)?;
     if out.len() > MAX_IMAGE {
-        return Err(bad(format!(
-            "the kernel expands to more than {MAX_IMAGE} bytes"
-        )));
+        return Err(bad(format!("the kernel expands to more than {MAX_IMAGE} bytes")));
     }
     Ok(out)
 }
@@ -110,9 +106,7 @@ fn search_notes(elf: &[u8]) -> Option<bool> {
         let start = usize::try_from(u64_at(header, 8)?).ok()?;
         let length = usize::try_from(u64_at(header, 32)?).ok()?;
         let mut notes = elf.get(start..start.checked_add(length)?)?;
-        while let (Some(name), Some(value), Some(kind)) =
-            (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8))
-        {
+        while let (Some(name), Some(value), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8)) {
             let padded = |length: u32| (length as usize).div_ceil(4) * 4;
             if kind == PHYS32_ENTRY && notes.get(12..16) == Some(b"Xen\0") {
                 return Some(true);
@@ -213,10 +207,7 @@ pub mod tests {
     fn a_kernel_without_the_note_or_of_unknown_compression_stays_a_bzimage() {
         for payload in [lz4_payload(&elf(17)), b"BZh9 something".to_vec()] {
             let whole = bzimage(&payload);
-            assert_eq!(
-                bootable(&whole).expect("sound"),
-                (whole.clone(), Format::BzImage)
-            );
+            assert_eq!(bootable(&whole).expect("sound"), (whole.clone(), Format::BzImage));
         }
     }
 

@@ -89,9 +89,7 @@ pub fn write(at: &Path, kernel: &Kernel, image: &[u8], format: Format) -> io::Re
         config,
         layers,
     };
-    let mut manifest = blob(&blobs, MANIFEST_TYPE, |out| {
-        out.write_all(&json(&manifest)?)
-    })?;
+    let mut manifest = blob(&blobs, MANIFEST_TYPE, |out| out.write_all(&json(&manifest)?))?;
     let digest = manifest.digest.clone();
     manifest.artifact_type = Some(ARTIFACT_TYPE);
     let index = Index {
@@ -125,17 +123,9 @@ fn blob(
         size: 0,
     };
     fill(&mut out)?;
-    let file = out
-        .inner
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
+    let file = out.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    let hex: String = out
-        .hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = out.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     fs::rename(&temporary, blobs.join(&hex))?;
     Ok(Descriptor {
         media_type,

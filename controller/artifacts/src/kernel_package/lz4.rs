@@ -13,18 +13,14 @@ const BLOCK: usize = 8 << 20;
 
 /// Expands a whole stream, at most `limit` bytes.
 pub fn expand(stream: &[u8], limit: usize) -> io::Result<Vec<u8>> {
-    let mut rest = stream
-        .strip_prefix(&MAGIC)
-        .ok_or_else(|| bad("not an LZ4 stream"))?;
+    let mut rest = stream.strip_prefix(&MAGIC).ok_or_else(|| bad("not an LZ4 stream"))?;
     let mut out = Vec::new();
     while !rest.is_empty() {
         let (length, after) = rest
             .split_first_chunk::<4>()
             .ok_or_else(|| bad("LZ4 block without a length"))?;
         let length = u32::from_le_bytes(*length) as usize;
-        let block = after
-            .get(..length)
-            .ok_or_else(|| bad("LZ4 block is cut short"))?;
+        let block = after.get(..length).ok_or_else(|| bad("LZ4 block is cut short"))?;
         rest = &after[length..];
         let end = out.len().saturating_add(BLOCK).min(limit);
         expand_block(block, &mut out, end)?;
@@ -108,20 +104,14 @@ mod tests {
     fn long_lengths_go_over_several_bytes() {
         // One literal, then a match of 4 + 15 + 255 + 1 bytes, then nothing.
         let block = [0x1f, b'x', 1, 0, 255, 1, 0x00];
-        assert_eq!(
-            expand(&stream(&block), 1000).expect("sound"),
-            vec![b'x'; 276]
-        );
+        assert_eq!(expand(&stream(&block), 1000).expect("sound"), vec![b'x'; 276]);
     }
 
     #[test]
     fn what_is_damaged_is_an_error() {
         let sound = stream(&[0x22, b'a', b'b', 2, 0, 0x10, b'c']);
         for cut in 1..sound.len() {
-            assert!(
-                cut == 4 || expand(&sound[..cut], 100).is_err(),
-                "cut at {cut}"
-            );
+            assert!(cut == 4 || expand(&sound[..cut], 100).is_err(), "cut at {cut}");
         }
         assert!(expand(&sound, 8).is_err(), "beyond the limit");
         let before = stream(&[0x22, b'a', b'b', 3, 0, 0x10, b'c']);

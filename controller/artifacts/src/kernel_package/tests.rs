@@ -16,10 +16,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
     vec![
         (format!("{modules}/kernel/c.ko.zst"), zst),
         (format!("{modules}/kernel/a.ko"), b"module a".to_vec()),
-        (
-            format!("{modules}/kernel/b.ko.gz"),
-            gz.finish().expect("packed"),
-        ),
+        (format!("{modules}/kernel/b.ko.gz"), gz.finish().expect("packed")),
         (
             format!("{modules}/modules.dep"),
             b"kernel/c.ko.zst: kernel/b.ko.gz\n".to_vec(),
@@ -27,10 +24,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
         (format!("{modules}/modules.dep.bin"), b"stale".to_vec()),
         (format!("{modules}/kernel/README"), b"no".to_vec()),
         ("usr/share/doc/x".to_owned(), b"no".to_vec()),
-        (
-            format!("boot/vmlinuz-{VERSION}"),
-            bzimage(&lz4_payload(&elf(18))),
-        ),
+        (format!("boot/vmlinuz-{VERSION}"), bzimage(&lz4_payload(&elf(18)))),
     ]
 }
 
@@ -43,8 +37,7 @@ fn tree(root: &Path, files: &[(String, Vec<u8>)]) {
 }
 
 fn deb(path: &Path, files: &[(String, Vec<u8>)]) {
-    let mut tar =
-        tar::Builder::new(zstd::stream::write::Encoder::new(Vec::new(), 3).expect("zstd"));
+    let mut tar = tar::Builder::new(zstd::stream::write::Encoder::new(Vec::new(), 3).expect("zstd"));
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
@@ -132,10 +125,7 @@ fn the_layout_holds_a_bootable_image_and_unpacked_modules_in_order() {
         let mut content = String::new();
         entry.read_to_string(&mut content).expect("read");
         let path = entry.path().expect("a path").display().to_string();
-        found.push((
-            path.replace(&format!("lib/modules/{VERSION}/"), ""),
-            content,
-        ));
+        found.push((path.replace(&format!("lib/modules/{VERSION}/"), ""), content));
     }
     let expected = [
         ("kernel/a.ko", "module a"),
@@ -173,18 +163,11 @@ fn a_source_that_is_no_kernel_publishes_nothing() {
     for (what, files) in [("none", vec![]), ("two", two), ("a path", escaping)] {
         deb(&file, &files);
         let error = package(&Source::Deb(file.clone()), &out).expect_err(what);
-        assert!(
-            matches!(error, PackageError::BadSource { .. }),
-            "{what}: {error}"
-        );
+        assert!(matches!(error, PackageError::BadSource { .. }), "{what}: {error}");
     }
     deb(&file, &super::tests::files());
     let whole = fs::read(&file).expect("there");
     fs::write(&file, &whole[..whole.len() * 2 / 3]).expect("cut");
     package(&Source::Deb(file), &out).expect_err("cut short");
-    assert_eq!(
-        fs::read_dir(dir.path()).expect("there").count(),
-        1,
-        "only the package"
-    );
+    assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1, "only the package");
 }

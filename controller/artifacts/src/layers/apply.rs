@@ -91,10 +91,22 @@ fn merge<S: Store>(
     limits: &Limits,
 ) -> Result<Tree<S::Data>, Failed> {
     let mut tree = Tree::default();
-    let mut budget = Budget { entries: limits.entries, bytes: limits.uncompressed_bytes };
+    let mut budget = Budget {
+        entries: limits.entries,
+        bytes: limits.uncompressed_bytes,
+    };
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
         let step = || {
-            let mut input = Hashed::new(Inflated { pieces: &pieces, piece: Vec::new(), at: 0, ended: false }, &diff_id, budget.bytes);
+            let mut input = Hashed::new(
+                Inflated {
+                    pieces: &pieces,
+                    piece: Vec::new(),
+                    at: 0,
+                    ended: false,
+                },
+                &diff_id,
+                budget.bytes,
+            );
             let layer = read_layer(&mut input, store, limits, &mut budget.entries)?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.
             io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
@@ -129,9 +141,9 @@ pub fn read_layer<S: Store>(
     let mut members = Members::new(input);
     let mut layer = Layer::default();
     while let Some(member) = members.next()? {
-        *entries_left = entries_left.checked_sub(1).ok_or_else(|| {
-            LayerError::TooLarge(format!("the image has more than {} entries", limits.entries))
-        })?;
+        *entries_left = entries_left
+            .checked_sub(1)
+            .ok_or_else(|| LayerError::TooLarge(format!("the image has more than {} entries", limits.entries)))?;
         let path = match classify(normalise(&member.name, limits.path_bytes)?)? {
             Named::Entry(path) => path,
             Named::Whiteout(path) => {
@@ -146,7 +158,10 @@ pub fn read_layer<S: Store>(
         };
         let kind = match member.kind {
             MemberKind::File { .. } => {
-                let mut content = Rest { members: &mut members, position: Position::default() };
+                let mut content = Rest {
+                    members: &mut members,
+                    position: Position::default(),
+                };
                 RecordKind::Inode(Inode::File(store.store(&mut content)?))
             }
             MemberKind::Directory => RecordKind::Directory,
@@ -164,7 +179,12 @@ pub fn read_layer<S: Store>(
         };
         layer.records.push(Record {
             path,
-            attributes: Attributes { mode: member.mode, uid: member.uid, gid: member.gid, mtime: member.mtime },
+            attributes: Attributes {
+                mode: member.mode,
+                uid: member.uid,
+                gid: member.gid,
+                mtime: member.mtime,
+            },
             xattrs: (!member.xattrs.is_empty()).then(|| member.xattrs.into_boxed_slice()),
             kind,
         });
@@ -176,7 +196,10 @@ fn check_device(path: &[u8], major: u32, minor: u32) -> Result<(), LayerError> {
     if major < 1 << 12 && minor < 1 << 20 {
         return Ok(());
     }
-    Err(LayerError::malformed(format!("the device {} has the impossible number {major}:{minor}", show(path))))
+    Err(LayerError::malformed(format!(
+        "the device {} has the impossible number {major}:{minor}",
+        show(path)
+    )))
 }
 
 struct Rest<'a, R> {
@@ -252,16 +275,25 @@ struct Hashed<R> {
 
 impl<R: Read> Hashed<R> {
     fn new(inner: R, digest: &Option<Digest>, left: u64) -> Self {
-        Hashed { inner, hasher: digest.as_ref().map(Digest::hasher), left }
+        Hashed {
+            inner,
+            hasher: digest.as_ref().map(Digest::hasher),
+            left,
+        }
     }
 
     fn check(self, expected: Option<Digest>) -> Result<(), LayerError> {
-        let Some((hasher, expected)) = self.hasher.zip(expected) else { return Ok(()) };
+        let Some((hasher, expected)) = self.hasher.zip(expected) else {
+            return Ok(());
+        };
         let actual = hasher.finish();
         if actual == expected {
             return Ok(());
         }
-        Err(LayerError::WrongDiffId { expected: expected.to_string(), actual: actual.to_string() })
+        Err(LayerError::WrongDiffId {
+            expected: expected.to_string(),
+            actual: actual.to_string(),
+        })
     }
 }
 
@@ -269,7 +301,10 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::FileTooLarge, "the image is larger than allowed when it is uncompressed")
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "the image is larger than allowed when it is uncompressed",
+            )
         })?;
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buf[..n]);

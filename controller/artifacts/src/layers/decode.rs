@@ -27,7 +27,10 @@ pub enum Compression {
 /// `Unsupported` with the name of a known compression that is not one of OCI's.
 pub fn detect(start: &[u8]) -> io::Result<Compression> {
     let refuse = |name: &str| {
-        Err(io::Error::new(io::ErrorKind::Unsupported, format!("it is compressed with {name}; OCI layers are plain, gzip or zstd")))
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("it is compressed with {name}; OCI layers are plain, gzip or zstd"),
+        ))
     };
     match start {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
@@ -85,7 +88,9 @@ impl<R: Read> Read for Gzip<R> {
                 return Ok(n);
             }
             // The member is complete, checksum included: another one, zeros, or the end.
-            let Gzip::Member(member) = std::mem::replace(self, Gzip::Ended) else { return Ok(0) };
+            let Gzip::Member(member) = std::mem::replace(self, Gzip::Ended) else {
+                return Ok(0);
+            };
             let mut source = member.into_inner();
             match source.fill_buf()?.first() {
                 None => return Ok(0),
@@ -103,7 +108,10 @@ fn expect_zeros(source: &mut impl BufRead) -> io::Result<()> {
             return Ok(());
         }
         if rest.iter().any(|&b| b != 0) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "there is garbage after the end of the gzip stream"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "there is garbage after the end of the gzip stream",
+            ));
         }
         let n = rest.len();
         source.consume(n);
@@ -159,7 +167,14 @@ mod tests {
     #[test]
     fn zstd_of_many_frames_and_skippable_ones_is_one_stream() {
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
-        let data = [skippable.clone(), zstd(b"one "), skippable.clone(), zstd(b"two"), skippable].concat();
+        let data = [
+            skippable.clone(),
+            zstd(b"one "),
+            skippable.clone(),
+            zstd(b"two"),
+            skippable,
+        ]
+        .concat();
         assert_eq!(decode(&data).expect("good zstd"), b"one two");
     }
 

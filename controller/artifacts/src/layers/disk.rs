@@ -18,7 +18,10 @@ pub struct DiskStore {
 impl DiskStore {
     /// Stores into `writer`'s image.
     pub fn new(writer: Writer) -> DiskStore {
-        DiskStore { writer, buffer: vec![0; CHUNK] }
+        DiskStore {
+            writer,
+            buffer: vec![0; CHUNK],
+        }
     }
 
     /// Writes the metadata of `tree` and syncs the image.
@@ -86,7 +89,9 @@ pub fn to_ext4(mut from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree
                 to.link(parent, &name, known)?;
                 continue;
             }
-            let Some((node, own, xattrs)) = from.take(id) else { continue };
+            let Some((node, own, xattrs)) = from.take(id) else {
+                continue;
+            };
             let (kind, below) = match node {
                 Node::Directory(children) => (Kind::Directory, Some(children)),
                 Node::Inode(Inode::File(data)) => (Kind::File(data), None),
@@ -96,7 +101,11 @@ pub fn to_ext4(mut from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree
                 Node::Inode(Inode::Fifo) => (Kind::Fifo, None),
             };
             let xattrs = xattrs.map(Vec::from).unwrap_or_default();
-            let made = to.add(vmlet_ext4::Inode { kind, attributes: attributes(own), xattrs })?;
+            let made = to.add(vmlet_ext4::Inode {
+                kind,
+                attributes: attributes(own),
+                xattrs,
+            })?;
             to.link(parent, &name, made)?;
             match below {
                 Some(children) => todo.push((made, children)),

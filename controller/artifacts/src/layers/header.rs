@@ -31,7 +31,9 @@ impl<'a> Header<'a> {
         let header = Header(block);
         match number(&block[148..156]) {
             Some(sum) if sum == i128::from(unsigned) || sum == i128::from(signed) => Ok(header),
-            _ => Err(LayerError::malformed("a tar header has a wrong checksum: the layer is damaged, or is no tar")),
+            _ => Err(LayerError::malformed(
+                "a tar header has a wrong checksum: the layer is damaged, or is no tar",
+            )),
         }
     }
 
@@ -55,9 +57,17 @@ impl<'a> Header<'a> {
             return name.to_vec();
         }
         // star keeps two time stamps at the end of the prefix field.
-        let prefix = if &self.0[508..512] == b"tar\0" { &self.0[345..476] } else { &self.0[345..500] };
+        let prefix = if &self.0[508..512] == b"tar\0" {
+            &self.0[345..476]
+        } else {
+            &self.0[345..500]
+        };
         let prefix = text(prefix);
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     /// The link target.
@@ -92,7 +102,10 @@ impl<'a> Header<'a> {
 
     /// Device numbers.
     pub fn device(&self) -> Result<(i128, i128), LayerError> {
-        Ok((self.field("major device number", 329..337)?, self.field("minor device number", 337..345)?))
+        Ok((
+            self.field("major device number", 329..337)?,
+            self.field("minor device number", 337..345)?,
+        ))
     }
 
     /// Old GNU sparse: the four (offset, length) pairs, whether more blocks follow, the real size.
@@ -103,7 +116,10 @@ impl<'a> Header<'a> {
 
     fn field(&self, what: &str, range: std::ops::Range<usize>) -> Result<i128, LayerError> {
         number(&self.0[range]).ok_or_else(|| {
-            LayerError::malformed(format!("the tar header of {} has a bad {what}", show(text(&self.0[..100]))))
+            LayerError::malformed(format!(
+                "the tar header of {} has a bad {what}",
+                show(text(&self.0[..100]))
+            ))
         })
     }
 }

@@ -101,7 +101,10 @@ impl<R: Read> Members<R> {
     /// Reads from the start of a tar stream.
     pub fn new(input: R) -> Members<R> {
         Members {
-            input: Counted { inner: input, position: 0 },
+            input: Counted {
+                inner: input,
+                position: 0,
+            },
             stored: 0,
             padding: 0,
             sparse: None,
@@ -133,7 +136,9 @@ impl<R: Read> Members<R> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
         for _ in 0..=MOST_EXTENSIONS {
-            let Some(block) = self.header_block()? else { return Ok(None) };
+            let Some(block) = self.header_block()? else {
+                return Ok(None);
+            };
             let header = Header::parse(&block)?;
             match header.flag() {
                 b'x' => {
@@ -148,14 +153,20 @@ impl<R: Read> Members<R> {
                 _ => return self.member(&header, extensions).map(Some),
             }
         }
-        Err(LayerError::malformed("there are only extension headers, and no member that they belong to"))
+        Err(LayerError::malformed(
+            "there are only extension headers, and no member that they belong to",
+        ))
     }
 
     /// The next piece of the current file's content; `None` at its end.
     ///
     /// # Errors
     /// A stream that is cut off.
-    pub fn content<'b>(&mut self, buf: &'b mut [u8], progress: &mut Position) -> Result<Option<Segment<'b>>, LayerError> {
+    pub fn content<'b>(
+        &mut self,
+        buf: &'b mut [u8],
+        progress: &mut Position,
+    ) -> Result<Option<Segment<'b>>, LayerError> {
         let mut most = self.stored;
         if let Some(map) = &self.sparse {
             let Some(&(offset, length)) = map.regions.get(progress.region) else {
@@ -208,7 +219,9 @@ impl<R: Read> Members<R> {
             }
             if block.iter().any(|&b| b != 0) {
                 if zeros > 0 {
-                    return Err(LayerError::malformed("a lone zero block stands between the members of the tar"));
+                    return Err(LayerError::malformed(
+                        "a lone zero block stands between the members of the tar",
+                    ));
                 }
                 return Ok(Some(block));
             }
@@ -233,7 +246,9 @@ impl<R: Read> Members<R> {
     fn meta(&mut self, header: &Header<'_>) -> Result<Vec<u8>, LayerError> {
         let size = u64::try_from(header.size()?).map_err(|_| negative_size())?;
         if size > MOST_META {
-            return Err(LayerError::TooLarge(format!("an extension header has {size} bytes, more than {MOST_META}")));
+            return Err(LayerError::TooLarge(format!(
+                "an extension header has {size} bytes, more than {MOST_META}"
+            )));
         }
         let mut content = vec![0; size as usize];
         self.input.read_exact(&mut content).map_err(end_is_cut_off)?;
@@ -243,8 +258,18 @@ impl<R: Read> Members<R> {
     }
 
     fn member(&mut self, header: &Header<'_>, extensions: Extensions) -> Result<Member, LayerError> {
-        let Extensions { pax, long_name, long_link } = extensions;
-        let name = pax.sparse.name.clone().or(pax.path).or(long_name).unwrap_or_else(|| header.name());
+        let Extensions {
+            pax,
+            long_name,
+            long_link,
+        } = extensions;
+        let name = pax
+            .sparse
+            .name
+            .clone()
+            .or(pax.path)
+            .or(long_name)
+            .unwrap_or_else(|| header.name());
         let link = pax.link.or(long_link).unwrap_or_else(|| header.link());
         let stored = match pax.size {
             Some(size) => size,
@@ -253,7 +278,8 @@ impl<R: Read> Members<R> {
         let device = || -> Result<(u32, u32), LayerError> {
             let (major, minor) = header.device()?;
             let number = |n: i128| {
-                u32::try_from(n).map_err(|_| LayerError::malformed(format!("{} has an impossible device number", show(&name))))
+                u32::try_from(n)
+                    .map_err(|_| LayerError::malformed(format!("{} has an impossible device number", show(&name))))
             };
             Ok((number(major)?, number(minor)?))
         };
@@ -267,7 +293,9 @@ impl<R: Read> Members<R> {
                 } else {
                     self.sparse = pax.sparse.map(&mut self.input, &mut self.stored)?;
                 }
-                MemberKind::File { size: self.sparse.as_ref().map_or(stored, |map| map.size) }
+                MemberKind::File {
+                    size: self.sparse.as_ref().map_or(stored, |map| map.size),
+                }
             }
             b'1' => MemberKind::HardLink(link),
             b'2' => MemberKind::Symlink(link),
@@ -291,7 +319,10 @@ impl<R: Read> Members<R> {
             Some(time) => time,
             None => {
                 let seconds = header.mtime()?;
-                (i64::try_from(seconds).unwrap_or(if seconds < 0 { i64::MIN } else { i64::MAX }), 0)
+                (
+                    i64::try_from(seconds).unwrap_or(if seconds < 0 { i64::MIN } else { i64::MAX }),
+                    0,
+                )
             }
         };
         Ok(Member {
@@ -311,7 +342,9 @@ impl<R: Read> Members<R> {
         let mut block = [0; BLOCK];
         while more {
             if pairs.len() > 1 << 20 {
-                return Err(LayerError::TooLarge("a sparse file has more than a million regions".into()));
+                return Err(LayerError::TooLarge(
+                    "a sparse file has more than a million regions".into(),
+                ));
             }
             if !self.block(&mut block)? {
                 return Err(cut_off());
@@ -350,5 +383,9 @@ fn negative_size() -> LayerError {
 }
 
 fn end_is_cut_off(error: io::Error) -> LayerError {
-    if error.kind() == io::ErrorKind::UnexpectedEof { cut_off() } else { LayerError::Read(error) }
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        cut_off()
+    } else {
+        LayerError::Read(error)
+    }
 }

@@ -43,7 +43,12 @@ pub struct Attributes {
 
 /// A directory that no layer has an entry for: what manifest.md leaves open is 0755 root:root at
 /// the epoch, so that equal layers give equal trees.
-pub const IMPLIED: Attributes = Attributes { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
+pub const IMPLIED: Attributes = Attributes {
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: (0, 0),
+};
 
 /// Extended attributes; one word when there are none.
 pub type Xattrs = Option<Box<[(Vec<u8>, Vec<u8>)]>>;
@@ -100,7 +105,11 @@ pub struct Layer<D> {
 
 impl<D> Default for Layer<D> {
     fn default() -> Self {
-        Layer { whiteouts: Vec::new(), opaques: Vec::new(), records: Vec::new() }
+        Layer {
+            whiteouts: Vec::new(),
+            opaques: Vec::new(),
+            records: Vec::new(),
+        }
     }
 }
 
@@ -128,8 +137,16 @@ pub struct Tree<D> {
 
 impl<D> Default for Tree<D> {
     fn default() -> Self {
-        let root = Slot { node: Node::Directory(BTreeMap::new()), attributes: IMPLIED, xattrs: None, links: 1 };
-        Tree { slots: vec![Some(root)], discarded: Vec::new() }
+        let root = Slot {
+            node: Node::Directory(BTreeMap::new()),
+            attributes: IMPLIED,
+            xattrs: None,
+            links: 1,
+        };
+        Tree {
+            slots: vec![Some(root)],
+            discarded: Vec::new(),
+        }
     }
 }
 
@@ -193,7 +210,12 @@ impl<D> Tree<D> {
     }
 
     fn record(&mut self, record: Record<D>) -> Result<(), LayerError> {
-        let Record { path, attributes, xattrs, kind } = record;
+        let Record {
+            path,
+            attributes,
+            xattrs,
+            kind,
+        } = record;
         let Some((parent_path, name)) = split(&path) else {
             let RecordKind::Directory = kind else {
                 return Err(LayerError::malformed("the root of the layer is not a directory"));
@@ -261,7 +283,11 @@ impl<D> Tree<D> {
             )));
         };
         if matches!(self.slot(id)?.node, Node::Directory(_)) {
-            return Err(LayerError::malformed(format!("{} is a hard link to the directory {}", show(path), show(target))));
+            return Err(LayerError::malformed(format!(
+                "{} is a hard link to the directory {}",
+                show(path),
+                show(target)
+            )));
         }
         Ok(id)
     }
@@ -276,7 +302,12 @@ impl<D> Tree<D> {
     fn add(&mut self, node: Node<D>, attributes: Attributes, xattrs: Xattrs) -> Result<NodeId, LayerError> {
         let id = u32::try_from(self.slots.len())
             .map_err(|_| LayerError::TooLarge("the image has more entries than can be counted".into()))?;
-        self.slots.push(Some(Slot { node, attributes, xattrs, links: 1 }));
+        self.slots.push(Some(Slot {
+            node,
+            attributes,
+            xattrs,
+            links: 1,
+        }));
         Ok(NodeId(id))
     }
 
@@ -284,7 +315,9 @@ impl<D> Tree<D> {
     fn unlink(&mut self, id: NodeId) {
         let mut gone = vec![id];
         while let Some(id) = gone.pop() {
-            let Some(place) = self.slots.get_mut(id.index()) else { continue };
+            let Some(place) = self.slots.get_mut(id.index()) else {
+                continue;
+            };
             let Some(slot) = place else { continue };
             slot.links -= 1;
             if slot.links > 0 {
@@ -344,7 +377,10 @@ impl<D> Tree<D> {
                 Node::Inode(Inode::Symlink(target)) => {
                     links += 1;
                     if links > MOST_LINKS {
-                        return Err(LayerError::malformed(format!("{} leads through a loop of symbolic links", show(path))));
+                        return Err(LayerError::malformed(format!(
+                            "{} leads through a loop of symbolic links",
+                            show(path)
+                        )));
                     }
                     if target.starts_with(b"/") {
                         above.clear();
@@ -368,7 +404,10 @@ impl<D> Tree<D> {
 
     fn make_implied(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, LayerError> {
         if name.len() > 255 {
-            return Err(LayerError::malformed(format!("the name {} is longer than 255 bytes", show(name))));
+            return Err(LayerError::malformed(format!(
+                "the name {} is longer than 255 bytes",
+                show(name)
+            )));
         }
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {

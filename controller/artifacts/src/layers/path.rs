@@ -27,17 +27,29 @@ pub enum Named {
 /// `..` anywhere, NUL, a component of more than 255 bytes, more than `limit` bytes.
 pub fn normalise(raw: &[u8], limit: usize) -> Result<Vec<u8>, LayerError> {
     if raw.len() > limit {
-        return Err(LayerError::TooLarge(format!("the path {} has {} bytes, more than {limit}", show(raw), raw.len())));
+        return Err(LayerError::TooLarge(format!(
+            "the path {} has {} bytes, more than {limit}",
+            show(raw),
+            raw.len()
+        )));
     }
     let mut path = Vec::with_capacity(raw.len());
     for component in raw.split(|&b| b == b'/') {
         match component {
             b"" | b"." => continue,
-            b".." => return Err(LayerError::malformed(format!("the path {} has a `..` in it", show(raw)))),
+            b".." => {
+                return Err(LayerError::malformed(format!(
+                    "the path {} has a `..` in it",
+                    show(raw)
+                )));
+            }
             _ => {}
         }
         if component.contains(&0) {
-            return Err(LayerError::malformed(format!("the path {} has a NUL byte in it", show(raw))));
+            return Err(LayerError::malformed(format!(
+                "the path {} has a NUL byte in it",
+                show(raw)
+            )));
         }
         if component.len() > NAME_MAX {
             return Err(LayerError::malformed(format!(
@@ -71,16 +83,23 @@ pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 /// Names that start with `.wh.` but hide nothing that can exist: `.wh.`, `.wh..`, `.wh...`, and a
 /// marker that is used as a directory.
 pub fn classify(path: Vec<u8>) -> Result<Named, LayerError> {
-    let Some((parent, name)) = split(&path) else { return Ok(Named::Entry(path)) };
+    let Some((parent, name)) = split(&path) else {
+        return Ok(Named::Entry(path));
+    };
     for component in parent.split(|&b| b == b'/') {
         if component.starts_with(b".wh..wh.") {
             return Ok(Named::Ignored);
         }
         if component.starts_with(b".wh.") {
-            return Err(LayerError::malformed(format!("{} lies below a whiteout marker", show(&path))));
+            return Err(LayerError::malformed(format!(
+                "{} lies below a whiteout marker",
+                show(&path)
+            )));
         }
     }
-    let Some(hidden) = name.strip_prefix(b".wh.") else { return Ok(Named::Entry(path)) };
+    let Some(hidden) = name.strip_prefix(b".wh.") else {
+        return Ok(Named::Entry(path));
+    };
     if name == b".wh..wh..opq" {
         return Ok(Named::Opaque(parent.to_vec()));
     }
@@ -88,7 +107,10 @@ pub fn classify(path: Vec<u8>) -> Result<Named, LayerError> {
         return Ok(Named::Ignored);
     }
     if matches!(hidden, b"" | b"." | b"..") {
-        return Err(LayerError::malformed(format!("the whiteout {} names no entry", show(&path))));
+        return Err(LayerError::malformed(format!(
+            "the whiteout {} names no entry",
+            show(&path)
+        )));
     }
     let mut target = parent.to_vec();
     if !target.is_empty() {
@@ -119,7 +141,11 @@ mod tests {
     #[test]
     fn dot_dot_is_refused_even_where_it_stays_inside() {
         for raw in [&b".."[..], b"../x", b"a/../b", b"a/..", b"/.."] {
-            assert!(matches!(normalise(raw, 4096), Err(LayerError::Malformed(_))), "{}", raw.escape_ascii());
+            assert!(
+                matches!(normalise(raw, 4096), Err(LayerError::Malformed(_))),
+                "{}",
+                raw.escape_ascii()
+            );
         }
         assert_eq!(plain(b"..a/b.."), b"..a/b..");
     }
@@ -128,19 +154,31 @@ mod tests {
     fn components_end_at_255_bytes_and_paths_at_the_limit() {
         assert!(normalise(&[b'x'; 255], 4096).is_ok());
         assert!(matches!(normalise(&[b'x'; 256], 4096), Err(LayerError::Malformed(_))));
-        assert!(matches!(normalise(&b"x/".repeat(3000), 4096), Err(LayerError::TooLarge(_))));
+        assert!(matches!(
+            normalise(&b"x/".repeat(3000), 4096),
+            Err(LayerError::TooLarge(_))
+        ));
         assert!(normalise(b"a\0b", 4096).is_err());
     }
 
     #[test]
     fn whiteouts_are_told_from_entries() {
-        assert_eq!(classify(b"a/.wh.b".to_vec()).ok(), Some(Named::Whiteout(b"a/b".to_vec())));
+        assert_eq!(
+            classify(b"a/.wh.b".to_vec()).ok(),
+            Some(Named::Whiteout(b"a/b".to_vec()))
+        );
         assert_eq!(classify(b".wh.b".to_vec()).ok(), Some(Named::Whiteout(b"b".to_vec())));
-        assert_eq!(classify(b"a/.wh..wh..opq".to_vec()).ok(), Some(Named::Opaque(b"a".to_vec())));
+        assert_eq!(
+            classify(b"a/.wh..wh..opq".to_vec()).ok(),
+            Some(Named::Opaque(b"a".to_vec()))
+        );
         assert_eq!(classify(b".wh..wh..opq".to_vec()).ok(), Some(Named::Opaque(Vec::new())));
         assert_eq!(classify(b".wh..wh.plnk/1.2".to_vec()).ok(), Some(Named::Ignored));
         assert_eq!(classify(b".wh..wh.aufs".to_vec()).ok(), Some(Named::Ignored));
-        assert_eq!(classify(b"a/.wha".to_vec()).ok(), Some(Named::Entry(b"a/.wha".to_vec())));
+        assert_eq!(
+            classify(b"a/.wha".to_vec()).ok(),
+            Some(Named::Entry(b"a/.wha".to_vec()))
+        );
     }
 
     #[test]

@@ -71,7 +71,10 @@ impl Pax {
             return Ok(());
         }
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
-            return Err(LayerError::malformed(format!("the extended attribute {} has an impossible name", show(name))));
+            return Err(LayerError::malformed(format!(
+                "the extended attribute {} has an impossible name",
+                show(name)
+            )));
         }
         match self.xattrs.iter_mut().find(|(known, _)| known == name) {
             Some(known) => known.1 = value.to_vec(),
@@ -85,7 +88,9 @@ impl Pax {
 fn split_record(content: &[u8]) -> Result<(&[u8], &[u8]), LayerError> {
     let broken = || LayerError::malformed(format!("the PAX header {} breaks the format", show(content)));
     let space = content.iter().take(20).position(|&b| b == b' ').ok_or_else(broken)?;
-    let length = decimal(&content[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(broken)?;
+    let length = decimal(&content[..space])
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or_else(broken)?;
     if length < space + 2 || length > content.len() || content[length - 1] != b'\n' {
         return Err(broken());
     }
@@ -93,13 +98,20 @@ fn split_record(content: &[u8]) -> Result<(&[u8], &[u8]), LayerError> {
 }
 
 fn bad(key: &[u8], value: &[u8]) -> LayerError {
-    LayerError::malformed(format!("the PAX record {} has the impossible value {}", show(key), show(value)))
+    LayerError::malformed(format!(
+        "the PAX record {} has the impossible value {}",
+        show(key),
+        show(value)
+    ))
 }
 
 /// An empty value takes an override back.
 fn name(value: &[u8]) -> Result<Option<Vec<u8>>, LayerError> {
     if value.contains(&0) {
-        return Err(LayerError::malformed(format!("the PAX path {} has a NUL byte in it", show(value))));
+        return Err(LayerError::malformed(format!(
+            "the PAX path {} has a NUL byte in it",
+            show(value)
+        )));
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
@@ -131,13 +143,19 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let nanos = (0..9).fold(0u32, |n, at| n * 10 + fraction.get(at).map_or(0, |d| u32::from(d - b'0')));
+    let nanos = (0..9).fold(0u32, |n, at| {
+        n * 10 + fraction.get(at).map_or(0, |d| u32::from(d - b'0'))
+    });
     let finer = fraction.iter().skip(9).any(|&d| d != b'0');
     if !negative {
         return Some((whole, nanos));
     }
     let nanos = nanos + u32::from(finer);
-    if nanos == 0 { Some((-whole, 0)) } else { Some((-whole - 1, 1_000_000_000 - nanos)) }
+    if nanos == 0 {
+        Some((-whole, 0))
+    } else {
+        Some((-whole - 1, 1_000_000_000 - nanos))
+    }
 }
 
 #[cfg(test)]
@@ -188,13 +206,24 @@ mod tests {
 
     #[test]
     fn overlay_attributes_are_left_out() {
-        let pax = read(&[("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.user.overlay.redirect", b"/x")]);
+        let pax = read(&[
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.overlay.redirect", b"/x"),
+        ]);
         assert!(pax.expect("good records").xattrs.is_empty());
     }
 
     #[test]
     fn broken_records_are_refused() {
-        for content in [&b"5 a=b"[..], b"99 a=b\n", b"x a=b\n", b"0 \n", b"3 \n", b"7 a-bc\n", b"99999999999999999999999 a=b\n"] {
+        for content in [
+            &b"5 a=b"[..],
+            b"99 a=b\n",
+            b"x a=b\n",
+            b"0 \n",
+            b"3 \n",
+            b"7 a-bc\n",
+            b"99999999999999999999999 a=b\n",
+        ] {
             assert!(Pax::default().read(content).is_err(), "{}", content.escape_ascii());
         }
         assert!(read(&[("size", b"-1")]).is_err());

@@ -26,7 +26,9 @@ impl SparseMap {
         let mut sum = 0u64;
         for &(offset, length) in &regions {
             if offset < end {
-                return Err(LayerError::malformed("the regions of a sparse file overlap or are out of order"));
+                return Err(LayerError::malformed(
+                    "the regions of a sparse file overlap or are out of order",
+                ));
             }
             end = offset
                 .checked_add(length)
@@ -70,7 +72,8 @@ impl PaxSparse {
     /// Takes one record; `key` is without `GNU.sparse.`.
     pub fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), LayerError> {
         let number = || {
-            decimal(value).ok_or_else(|| LayerError::malformed(format!("the sparse record {} is no number", show(value))))
+            decimal(value)
+                .ok_or_else(|| LayerError::malformed(format!("the sparse record {} is no number", show(value))))
         };
         match key {
             b"major" => self.major = Some(number()?),
@@ -80,7 +83,10 @@ impl PaxSparse {
             b"numblocks" => self.has_map = true,
             b"offset" => self.offset = Some(number()?),
             b"numbytes" => {
-                let offset = self.offset.take().ok_or_else(|| LayerError::malformed("a sparse record has no offset"))?;
+                let offset = self
+                    .offset
+                    .take()
+                    .ok_or_else(|| LayerError::malformed("a sparse record has no offset"))?;
                 self.regions.push((offset, number()?));
                 self.has_map = true;
             }
@@ -94,7 +100,8 @@ impl PaxSparse {
                         .collect::<Option<Vec<_>>>()
                         .filter(|numbers| numbers.len() % 2 == 0)
                         .ok_or_else(|| LayerError::malformed("a sparse map is no list of pairs"))?;
-                    self.regions.extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+                    self.regions
+                        .extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
                 }
             }
             _ => {}
@@ -106,7 +113,10 @@ impl PaxSparse {
     /// member's data (1.0). `stored` is what the archive holds for the member; it is reduced by
     /// what is read here.
     pub fn map(self, data: &mut impl Read, stored: &mut u64) -> Result<Option<SparseMap>, LayerError> {
-        let size = || self.size.ok_or_else(|| LayerError::malformed("a sparse file does not tell its real size"));
+        let size = || {
+            self.size
+                .ok_or_else(|| LayerError::malformed("a sparse file does not tell its real size"))
+        };
         match (self.major, self.minor) {
             (Some(1), Some(0)) => {
                 let size = size()?;
@@ -118,17 +128,26 @@ impl PaxSparse {
                 SparseMap::new(self.regions, size, *stored).map(Some)
             }
             (None, None) | (Some(0), Some(0 | 1)) => Ok(None),
-            _ => Err(LayerError::Unsupported("a sparse file is in an unknown version of GNU's format".into())),
+            _ => Err(LayerError::Unsupported(
+                "a sparse file is in an unknown version of GNU's format".into(),
+            )),
         }
     }
 }
 
 /// The map of format 1.0: decimal lines, padded to a block.
 fn read_map(data: &mut impl Read, stored: &mut u64) -> Result<Vec<(u64, u64)>, LayerError> {
-    let mut lines = Lines { data, stored, block: [0; BLOCK], at: BLOCK };
+    let mut lines = Lines {
+        data,
+        stored,
+        block: [0; BLOCK],
+        at: BLOCK,
+    };
     let count = usize::try_from(lines.number()?).unwrap_or(usize::MAX);
     if count > MOST_REGIONS {
-        return Err(LayerError::TooLarge(format!("a sparse file has {count} regions, more than {MOST_REGIONS}")));
+        return Err(LayerError::TooLarge(format!(
+            "a sparse file has {count} regions, more than {MOST_REGIONS}"
+        )));
     }
     let mut regions = Vec::new();
     for _ in 0..count {
@@ -194,7 +213,13 @@ mod tests {
         let mut stored = 512 + 5;
         let map = sparse.map(&mut &block[..], &mut stored).expect("good").expect("sparse");
         assert_eq!(stored, 5);
-        assert_eq!(map, SparseMap { regions: vec![(0, 3), (4096, 2)], size: 5000 });
+        assert_eq!(
+            map,
+            SparseMap {
+                regions: vec![(0, 3), (4096, 2)],
+                size: 5000
+            }
+        );
     }
 
     #[test]

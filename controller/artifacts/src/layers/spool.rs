@@ -26,12 +26,20 @@ pub struct Spooled {
 impl Spool {
     /// Keeps data in `file`, which nobody else may use.
     pub fn new(file: File) -> Spool {
-        Spool { file, end: 0, buffer: vec![0; 128 << 10] }
+        Spool {
+            file,
+            end: 0,
+            buffer: vec![0; 128 << 10],
+        }
     }
 
     /// Reads a file's content back.
     pub fn open<'a>(&'a self, data: &'a Spooled) -> SpoolReader<'a> {
-        SpoolReader { file: &self.file, pieces: &data.pieces, done: 0 }
+        SpoolReader {
+            file: &self.file,
+            pieces: &data.pieces,
+            done: 0,
+        }
     }
 }
 
@@ -39,12 +47,17 @@ impl Store for Spool {
     type Data = Spooled;
 
     fn store(&mut self, content: &mut dyn Content) -> Result<Spooled, LayerError> {
-        let mut data = Spooled { pieces: Vec::new(), size: 0 };
+        let mut data = Spooled {
+            pieces: Vec::new(),
+            size: 0,
+        };
         while let Some(segment) = content.next(&mut self.buffer)? {
             let (place, length) = match segment {
                 Segment::Hole(length) => (None, length),
                 Segment::Data(bytes) => {
-                    (&self.file).write_all(bytes).map_err(|error| LayerError::Store(StoreError::Io(error)))?;
+                    (&self.file)
+                        .write_all(bytes)
+                        .map_err(|error| LayerError::Store(StoreError::Io(error)))?;
                     let place = self.end;
                     self.end += bytes.len() as u64;
                     (Some(place), bytes.len() as u64)

@@ -9,7 +9,12 @@ use vmlet_ext4::{FreeSpace, Options, Size};
 
 /// A base disk's size: room for the content to be lived in; overlays grow further in the guest.
 pub fn base_size() -> Size {
-    Size::Auto { free: FreeSpace { percent: 25, bytes: 256 << 20 } }
+    Size::Auto {
+        free: FreeSpace {
+            percent: 25,
+            bytes: 256 << 20,
+        },
+    }
 }
 
 /// Options for a disk; its UUID comes from `identity`, so that equal images give equal bytes.

@@ -13,7 +13,9 @@ pub fn layer(what: &str, error: LayerError) -> PullError {
         LayerError::TooLarge(_) => Reason::TooLarge,
         LayerError::WrongDiffId { .. } => Reason::WrongDigest,
         LayerError::Store(_) => {
-            let LayerError::Store(error) = error else { return PullError::new(Reason::Internal, what) };
+            let LayerError::Store(error) = error else {
+                return PullError::new(Reason::Internal, what);
+            };
             return store(what, error);
         }
         LayerError::Read(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<PullError>()) {

@@ -34,9 +34,20 @@ impl Downloads {
         let mut blobs = Vec::with_capacity(wanted.len());
         let mut queue = VecDeque::with_capacity(wanted.len());
         for (digest, size) in wanted {
-            let lock = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(digest.clone()).or_default().clone();
+            let lock = self
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(digest.clone())
+                .or_default()
+                .clone();
             let growing = Growing::default();
-            let blob = Blob { path: cx.blobs.join(digest.file_name()), digest: digest.clone(), size: Some(size), most: size };
+            let blob = Blob {
+                path: cx.blobs.join(digest.file_name()),
+                digest: digest.clone(),
+                size: Some(size),
+                most: size,
+            };
             queue.push_back((blob, lock.clone(), growing.clone()));
             blobs.push(InUse { digest, lock, growing });
         }
@@ -85,14 +96,20 @@ impl Inner {
         wanted: Vec<(Digest, u64)>,
         make: impl FnOnce(&[Growing]) -> Result<T, PullError> + Send + 'static,
     ) -> Result<T, PullError> {
-        cx.progress.set_total(wanted.iter().map(|(_, size)| *size).fold(0, u64::saturating_add));
+        cx.progress
+            .set_total(wanted.iter().map(|(_, size)| *size).fold(0, u64::saturating_add));
         // Of our own: a failure ends this job's transfers, and is no word of "nobody wants it".
         let mut own = cx.clone();
         own.cancel = cx.cancel.child_token();
         let blobs = self.downloads.start(&own, origin, wanted);
         let growing: Vec<Growing> = blobs.iter().map(|blob| blob.growing.clone()).collect();
         let making = own.spawn_blocking(move || make(&growing));
-        let result = making.await.unwrap_or_else(|_| Err(PullError::new(Reason::Internal, "the thread that uses the downloads panicked")));
+        let result = making.await.unwrap_or_else(|_| {
+            Err(PullError::new(
+                Reason::Internal,
+                "the thread that uses the downloads panicked",
+            ))
+        });
         if let Err(error) = &result {
             own.cancel.cancel();
             let growing: Vec<Growing> = blobs.iter().map(|blob| blob.growing.clone()).collect();

@@ -36,9 +36,18 @@ pub struct FileBuild {
 /// # Errors
 /// Those of pulling, of building, and of the output's directory.
 pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<ImageDisk, PullError> {
-    let FileBuild { reference, output, size, platform, credentials } = build;
+    let FileBuild {
+        reference,
+        output,
+        size,
+        platform,
+        credentials,
+    } = build;
     let platform = platform.unwrap_or_else(host_platform);
-    let source = Source::Oci { reference, platform: None };
+    let source = Source::Oci {
+        reference,
+        platform: None,
+    };
     let local = |error: io::Error| PullError::io(output.display(), &error);
     let scratch = Scratch::next_to(&output).map_err(local)?;
     let pipeline = Pipeline::new(&Config::new(scratch.0.clone()))?;
@@ -46,7 +55,10 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
     let _dropped = cancel.clone().drop_guard();
     let cx = WorkContext::new(cancel, progress, scratch.0.clone(), scratch.0.clone());
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
-    let (digest, built) = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent).await?;
+    let (digest, built) = pipeline
+        .0
+        .image(&source, None, &platform, &credentials, &cx, extent)
+        .await?;
     let made = scratch.0.join(image::DISK);
     let target = output.clone();
     let publish = move || -> io::Result<(u64, u64)> {
@@ -62,7 +74,8 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         Ok((metadata.len(), metadata.blocks() * 512))
     };
     let published = tokio::task::spawn_blocking(publish).await;
-    let published = published.map_err(|error| PullError::new(Reason::Internal, format!("{}: {error}", output.display())))?;
+    let published =
+        published.map_err(|error| PullError::new(Reason::Internal, format!("{}: {error}", output.display())))?;
     let (size_bytes, allocated_bytes) = published.map_err(local)?;
     let layout = size.map_or_else(|| LAYOUT.to_owned(), |size| format!("{LAYOUT};size-{size}"));
     Ok(ImageDisk {

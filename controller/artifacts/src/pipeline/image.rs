@@ -60,8 +60,16 @@ struct Run {
 
 impl Inner {
     /// Follows indexes to the manifest of a platform.
-    pub async fn find(&self, source: &Source, digest: Option<&str>, platform: &str, credentials: &[Credential]) -> Result<Found, PullError> {
-        let wanted: Platform = platform.parse().map_err(|e: crate::reference::ParseError| PullError::new(Reason::UnsupportedPlatform, e.to_string()))?;
+    pub async fn find(
+        &self,
+        source: &Source,
+        digest: Option<&str>,
+        platform: &str,
+        credentials: &[Credential],
+    ) -> Result<Found, PullError> {
+        let wanted: Platform = platform
+            .parse()
+            .map_err(|e: crate::reference::ParseError| PullError::new(Reason::UnsupportedPlatform, e.to_string()))?;
         let (origin, mut version) = self.origin(source, digest, credentials).await?;
         let mut seen = HashSet::new();
         for _ in 0..=NESTED {
@@ -72,16 +80,33 @@ impl Inner {
             match parse(&fetched.bytes, self.limits.layers)? {
                 Document::Manifest(manifest) => {
                     let (digest, media_type) = (fetched.digest, fetched.media_type);
-                    return Ok(Found { origin, digest, media_type, platform: wanted.to_string(), manifest });
+                    return Ok(Found {
+                        origin,
+                        digest,
+                        media_type,
+                        platform: wanted.to_string(),
+                        manifest,
+                    });
                 }
                 Document::Index(entries) => version = choose(&entries, &wanted)?.digest()?.to_string(),
             }
         }
-        Err(PullError::new(Reason::Malformed, format!("{}: its indexes are nested too deeply", origin.name())))
+        Err(PullError::new(
+            Reason::Malformed,
+            format!("{}: its indexes are nested too deeply", origin.name()),
+        ))
     }
 
     /// Builds the disk in `cx.dir`; answers with the manifest's digest too.
-    pub async fn image(&self, source: &Source, digest: Option<&str>, platform: &str, credentials: &[Credential], cx: &WorkContext, size: Size) -> Result<(Digest, BuiltImage), PullError> {
+    pub async fn image(
+        &self,
+        source: &Source,
+        digest: Option<&str>,
+        platform: &str,
+        credentials: &[Credential],
+        cx: &WorkContext,
+        size: Size,
+    ) -> Result<(Digest, BuiltImage), PullError> {
         let name = source.to_string();
         cx.progress.set_stage("pulling");
         let (found, configuration) = tokio::select! {
@@ -95,27 +120,46 @@ impl Inner {
             } => both?,
         };
         let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
-        if !found.manifest.config.media_type.contains("image.config") && !found.manifest.config.media_type.contains("container.image") {
-            return Err(PullError::new(Reason::UnsupportedFormat, format!("{name} is an artefact, not an image to run")));
+        if !found.manifest.config.media_type.contains("image.config")
+            && !found.manifest.config.media_type.contains("container.image")
+        {
+            return Err(PullError::new(
+                Reason::UnsupportedFormat,
+                format!("{name} is an artefact, not an image to run"),
+            ));
         }
-        let configuration: Configuration =
-            serde_json::from_slice(&configuration).map_err(|error| broken(format!("its configuration is broken: {error}")))?;
+        let configuration: Configuration = serde_json::from_slice(&configuration)
+            .map_err(|error| broken(format!("its configuration is broken: {error}")))?;
         let theirs = format!("{}/{}", configuration.os, configuration.architecture);
-        if !configuration.architecture.is_empty() && !(platform == theirs || platform.starts_with(&format!("{theirs}/"))) {
-            return Err(PullError::new(Reason::UnsupportedPlatform, format!("{name} is for {theirs}, not for {platform}")));
+        if !configuration.architecture.is_empty()
+            && !(platform == theirs || platform.starts_with(&format!("{theirs}/")))
+        {
+            return Err(PullError::new(
+                Reason::UnsupportedPlatform,
+                format!("{name} is for {theirs}, not for {platform}"),
+            ));
         }
         let diff_ids = configuration.rootfs.diff_ids;
         if diff_ids.len() != found.manifest.layers.len() {
-            return Err(broken(format!("it has {} layers, but its configuration names {}", found.manifest.layers.len(), diff_ids.len())));
+            return Err(broken(format!(
+                "it has {} layers, but its configuration names {}",
+                found.manifest.layers.len(),
+                diff_ids.len()
+            )));
         }
         let mut wanted = Vec::new();
         let mut expected = Vec::new();
         for (layer, diff_id) in found.manifest.layers.iter().zip(diff_ids) {
             if !layer.media_type.contains(".tar") {
-                let why = format!("{name}: a layer has the unknown type {}", show(layer.media_type.as_bytes()));
+                let why = format!(
+                    "{name}: a layer has the unknown type {}",
+                    show(layer.media_type.as_bytes())
+                );
                 return Err(PullError::new(Reason::UnsupportedFormat, why));
             }
-            let diff_id: Digest = diff_id.parse().map_err(|error| broken(format!("its configuration is broken: {error}")))?;
+            let diff_id: Digest = diff_id
+                .parse()
+                .map_err(|error| broken(format!("its configuration is broken: {error}")))?;
             wanted.push((layer.digest()?, layer.size));
             expected.push(diff_id);
         }
@@ -123,7 +167,12 @@ impl Inner {
         let content_hash = self
             .with_blobs(cx, &found.origin, wanted, move |blobs| {
                 let layers = blobs.iter().zip(expected);
-                let layers = layers.map(|(blob, diff_id)| Input { bytes: Box::new(blob.reader()), diff_id: Some(diff_id) }).collect();
+                let layers = layers
+                    .map(|(blob, diff_id)| Input {
+                        bytes: Box::new(blob.reader()),
+                        diff_id: Some(diff_id),
+                    })
+                    .collect();
                 let stop = || end_all(blobs, &PullError::cancelled());
                 build(&dir.join(DISK), &digest, layers, &limits, size, &stop)
             })
@@ -156,14 +205,18 @@ fn build(
 ) -> Result<String, PullError> {
     let what = format!("the disk of {identity}");
     let io = |error: std::io::Error| PullError::io(&what, &error);
-    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io)?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(io)?;
     let reading = file.try_clone().map_err(io)?;
     let options = disk::options(&what, size);
     let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;
     let mut store = DiskStore::new(writer);
-    let tree = flatten(layers, &mut store, limits, stop).map_err(|(at, error)| {
-        failure::layer(&format!("layer {} of {identity}", at + 1), error)
-    })?;
+    let tree = flatten(layers, &mut store, limits, stop)
+        .map_err(|(at, error)| failure::layer(&format!("layer {} of {identity}", at + 1), error))?;
     store.finish(tree).map_err(|error| failure::store(&what, error))?;
     disk::content_hash(&reading).map_err(io)
 }

@@ -42,7 +42,15 @@ struct Configuration {
 
 impl Inner {
     /// Unpacks a kernel artefact in `cx.dir`.
-    pub async fn kernel(&self, source: &Source, digest: &str, platform: &str, credentials: &[Credential], paths: &KernelPaths, cx: &WorkContext) -> Result<BuiltKernel, PullError> {
+    pub async fn kernel(
+        &self,
+        source: &Source,
+        digest: &str,
+        platform: &str,
+        credentials: &[Credential],
+        paths: &KernelPaths,
+        cx: &WorkContext,
+    ) -> Result<BuiltKernel, PullError> {
         let name = source.to_string();
         cx.progress.set_stage("pulling");
         if *paths != KernelPaths::default() {
@@ -100,13 +108,22 @@ fn parts(name: &str, manifest: &Manifest) -> Result<(Descriptor, Option<Descript
         let place = match layer.media_type.as_str() {
             IMAGE => &mut kernel,
             MODULES => &mut modules,
-            other => return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: a layer has the unknown type {}", show(other.as_bytes())))),
+            other => {
+                return Err(PullError::new(
+                    Reason::UnsupportedFormat,
+                    format!("{name}: a layer has the unknown type {}", show(other.as_bytes())),
+                ));
+            }
         };
         if place.replace(layer.clone()).is_some() {
-            return Err(PullError::new(Reason::Malformed, format!("{name}: it has two layers of the type {}", layer.media_type)));
+            return Err(PullError::new(
+                Reason::Malformed,
+                format!("{name}: it has two layers of the type {}", layer.media_type),
+            ));
         }
     }
-    let kernel = kernel.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{name}: it has no kernel in it")))?;
+    let kernel =
+        kernel.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{name}: it has no kernel in it")))?;
     Ok((kernel, modules))
 }
 
@@ -120,7 +137,10 @@ fn configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Configurati
     }
     let architecture = &configuration.architecture;
     if platform.split('/').nth(1) != Some(architecture.as_str()) {
-        return Err(PullError::new(Reason::UnsupportedPlatform, format!("{name} is for {architecture:.100}, not for {platform}")));
+        return Err(PullError::new(
+            Reason::UnsupportedPlatform,
+            format!("{name} is for {architecture:.100}, not for {platform}"),
+        ));
     }
     Ok(configuration)
 }
@@ -131,12 +151,21 @@ fn inflate(blob: &Growing, limits: &Limits) -> io::Result<Box<dyn Read + Send>> 
     let mut magic = Vec::with_capacity(4);
     reader.by_ref().take(4).read_to_end(&mut magic)?;
     if magic != [0x28, 0xb5, 0x2f, 0xfd] {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed with zstd"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not compressed with zstd",
+        ));
     }
     decoder(io::Cursor::new(magic).chain(reader), limits.zstd_window_bytes)
 }
 
-fn unpack_kernel(name: &str, to: &Path, blob: &Growing, given: &Configuration, limits: &Limits) -> Result<(), PullError> {
+fn unpack_kernel(
+    name: &str,
+    to: &Path,
+    blob: &Growing,
+    given: &Configuration,
+    limits: &Limits,
+) -> Result<(), PullError> {
     let what = format!("{name}: its kernel");
     let local = |error: io::Error| PullError::io(&what, &error);
     let read = |error: io::Error| failure::layer(&what, LayerError::Read(error));
@@ -153,7 +182,10 @@ fn unpack_kernel(name: &str, to: &Path, blob: &Growing, given: &Configuration, l
         };
         size += n as u64;
         if size > MOST_KERNEL {
-            return Err(PullError::new(Reason::TooLarge, format!("{what} has more than {MOST_KERNEL} bytes")));
+            return Err(PullError::new(
+                Reason::TooLarge,
+                format!("{what} has more than {MOST_KERNEL} bytes"),
+            ));
         }
         start.extend_from_slice(&buffer[..n.min(1024 - start.len())]);
         file.write_all(&buffer[..n]).map_err(local)?;
@@ -163,27 +195,57 @@ fn unpack_kernel(name: &str, to: &Path, blob: &Growing, given: &Configuration, l
         BootFormat::BzImage => start.get(0x202..0x206) == Some(b"HdrS"),
     };
     if !fits {
-        return Err(PullError::new(Reason::Malformed, format!("{what} is not of the format {:?} that its configuration names", given.boot_format)));
+        return Err(PullError::new(
+            Reason::Malformed,
+            format!(
+                "{what} is not of the format {:?} that its configuration names",
+                given.boot_format
+            ),
+        ));
     }
     file.sync_all().map_err(local)
 }
 
-fn unpack_modules(name: &str, identity: &str, dir: &Path, blob: &Growing, version: &str, limits: &Limits) -> Result<(), PullError> {
+fn unpack_modules(
+    name: &str,
+    identity: &str,
+    dir: &Path,
+    blob: &Growing,
+    version: &str,
+    limits: &Limits,
+) -> Result<(), PullError> {
     let what = format!("{name}: its modules");
     let local = |error: io::Error| PullError::io(&what, &error);
     let wrong = |error: LayerError| failure::layer(&what, error);
-    let new = |file: &str| File::options().read(true).write(true).create_new(true).open(dir.join(file)).map_err(local);
+    let new = |file: &str| {
+        File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(dir.join(file))
+            .map_err(local)
+    };
     let tar = new(MODULES_TAR)?;
     // Nothing is ever written to it.
-    let size = Size::Auto { free: FreeSpace { percent: 0, bytes: 0 } };
+    let size = Size::Auto {
+        free: FreeSpace { percent: 0, bytes: 0 },
+    };
     let options = disk::options(&format!("the modules of {identity}"), size);
     let writer = Writer::create(new(MODULES_DISK)?, options).map_err(|error| failure::store(&what, error.into()))?;
     let mut store = DiskStore::new(writer);
     let input = inflate(blob, limits).map_err(|error| wrong(LayerError::Read(error)))?;
-    let mut input = Copied { input, copy: io::BufWriter::with_capacity(256 << 10, tar), left: limits.uncompressed_bytes, failed: None };
+    let mut input = Copied {
+        input,
+        copy: io::BufWriter::with_capacity(256 << 10, tar),
+        left: limits.uncompressed_bytes,
+        failed: None,
+    };
     let mut entries = limits.entries;
-    let layer = read_layer(&mut input, &mut store, limits, &mut entries)
-        .and_then(|layer| io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read).map(|_| layer));
+    let layer = read_layer(&mut input, &mut store, limits, &mut entries).and_then(|layer| {
+        io::copy(&mut input, &mut io::sink())
+            .map_err(LayerError::Read)
+            .map(|_| layer)
+    });
     if let Some(error) = input.failed.take() {
         return Err(local(error));
     }
@@ -199,19 +261,30 @@ fn unpack_modules(name: &str, identity: &str, dir: &Path, blob: &Growing, versio
     }
     let top = tree.lookup(root.as_bytes()).map_err(wrong)?;
     let top = top.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{what}: there is no {root} in them")))?;
-    store.finish_below(tree, top).map_err(|error| failure::store(&what, error))?;
+    store
+        .finish_below(tree, top)
+        .map_err(|error| failure::store(&what, error))?;
     Ok(())
 }
 
 /// The tar goes into initrds as it is, so it may hold nothing but what it is for.
 fn only_below<D>(layer: &Layer<D>, root: &str) -> Result<(), LayerError> {
     if let Some(path) = layer.whiteouts.iter().chain(&layer.opaques).next() {
-        return Err(LayerError::Malformed(format!("{} is a whiteout, which has no place there", show(path))));
+        return Err(LayerError::Malformed(format!(
+            "{} is a whiteout, which has no place there",
+            show(path)
+        )));
     }
     for record in &layer.records {
         let path = &record.path[..];
-        let inside = path.strip_prefix(root.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
-        let above = path.is_empty() || root.as_bytes().strip_prefix(path).is_some_and(|rest| rest.first() == Some(&b'/'));
+        let inside = path
+            .strip_prefix(root.as_bytes())
+            .is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        let above = path.is_empty()
+            || root
+                .as_bytes()
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.first() == Some(&b'/'));
         if !(inside || above && matches!(record.kind, RecordKind::Directory)) {
             return Err(LayerError::Malformed(format!("{} is not below {root}", show(path))));
         }
@@ -231,7 +304,10 @@ impl<R: Read> Read for Copied<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::FileTooLarge, "the modules are larger than allowed when they are uncompressed")
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "the modules are larger than allowed when they are uncompressed",
+            )
         })?;
         if let Err(error) = self.copy.write_all(&buf[..n]) {
             self.failed = Some(error);

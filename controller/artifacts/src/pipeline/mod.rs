@@ -63,7 +63,12 @@ impl Work for Pipeline {
         let inner = self.0.clone();
         Box::pin(async move {
             match job {
-                Job::Resolve { source, digest, platform, credentials } => {
+                Job::Resolve {
+                    source,
+                    digest,
+                    platform,
+                    credentials,
+                } => {
                     let image = tokio::select! {
                         biased;
                         () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
@@ -74,15 +79,33 @@ impl Work for Pipeline {
                         digest: image.digest.to_string(),
                         media_type: image.media_type,
                         platform: image.platform,
-                        compressed_size: image.manifest.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add),
+                        compressed_size: image
+                            .manifest
+                            .layers
+                            .iter()
+                            .map(|layer| layer.size)
+                            .fold(0, u64::saturating_add),
                     }))
                 }
-                Job::Image { source, digest, platform, credentials } => {
-                    inner.image(&source, Some(&digest), &platform, &credentials, &cx, disk::base_size()).await.map(|(_, image)| Output::Image(image))
-                }
-                Job::Kernel { source, digest, platform, credentials, paths } => {
-                    inner.kernel(&source, &digest, &platform, &credentials, &paths, &cx).await.map(Output::Kernel)
-                }
+                Job::Image {
+                    source,
+                    digest,
+                    platform,
+                    credentials,
+                } => inner
+                    .image(&source, Some(&digest), &platform, &credentials, &cx, disk::base_size())
+                    .await
+                    .map(|(_, image)| Output::Image(image)),
+                Job::Kernel {
+                    source,
+                    digest,
+                    platform,
+                    credentials,
+                    paths,
+                } => inner
+                    .kernel(&source, &digest, &platform, &credentials, &paths, &cx)
+                    .await
+                    .map(Output::Kernel),
             }
         })
     }

@@ -32,7 +32,12 @@ pub enum Origin {
 
 impl Inner {
     /// The origin of a source, and the manifest in it to begin with.
-    pub async fn origin(&self, source: &Source, digest: Option<&str>, credentials: &[Credential]) -> Result<(Origin, String), PullError> {
+    pub async fn origin(
+        &self,
+        source: &Source,
+        digest: Option<&str>,
+        credentials: &[Credential],
+    ) -> Result<(Origin, String), PullError> {
         let bad = |error: ParseError| PullError::new(Reason::BadReference, error.to_string());
         let digest = digest.map(|digest| digest.parse::<Digest>().map_err(bad)).transpose()?;
         match source {
@@ -45,7 +50,10 @@ impl Inner {
             }
             Source::Path { path } => {
                 let layout = Layout::open(self.import_dir.as_deref(), path, self.limits.manifest_bytes)?;
-                Ok((Origin::Layout(layout), digest.map_or_else(|| INDEX.to_owned(), |digest| digest.to_string())))
+                Ok((
+                    Origin::Layout(layout),
+                    digest.map_or_else(|| INDEX.to_owned(), |digest| digest.to_string()),
+                ))
             }
             Source::Http { .. } => {
                 let why = "files from web servers cannot be used yet; push it to a registry";
@@ -109,19 +117,39 @@ impl Layout {
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, import_dir, directory, Mode::empty())
             .map_err(|error| PullError::io(format!("the import directory {}", import_dir.display()), &error.into()))?;
-        let dir = openat2(&root, path, directory, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS);
+        let dir = openat2(
+            &root,
+            path,
+            directory,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        );
         let dir = dir.map_err(|error| refused(&format!("path {shown}"), error))?;
-        Ok(Layout { name: format!("path {shown}"), dir: Arc::new(dir), most })
+        Ok(Layout {
+            name: format!("path {shown}"),
+            dir: Arc::new(dir),
+            most,
+        })
     }
 
     fn file(&self, file: &str) -> Result<File, PullError> {
         // A pipe in the place of a file must not hold us up.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat2(&*self.dir, file, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+        let fd = openat2(
+            &*self.dir,
+            file,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        );
         let name = format!("{}: {file}", self.name);
         let opened = File::from(fd.map_err(|error| refused(&name, error))?);
         let metadata = opened.metadata().map_err(|error| PullError::io(&name, &error))?;
-        if metadata.is_file() { Ok(opened) } else { Err(PullError::new(Reason::Malformed, format!("{name} is no file"))) }
+        if metadata.is_file() {
+            Ok(opened)
+        } else {
+            Err(PullError::new(Reason::Malformed, format!("{name} is no file")))
+        }
     }
 
     fn small(&self, file: &str) -> Result<Vec<u8>, PullError> {
@@ -129,7 +157,10 @@ impl Layout {
         let read = self.file(file)?.take(self.most + 1).read_to_end(&mut bytes);
         read.map_err(|error| PullError::io(format!("{}: {file}", self.name), &error))?;
         if bytes.len() as u64 > self.most {
-            return Err(PullError::new(Reason::TooLarge, format!("{}: {file} has more than {} bytes", self.name, self.most)));
+            return Err(PullError::new(
+                Reason::TooLarge,
+                format!("{}: {file} has more than {} bytes", self.name, self.most),
+            ));
         }
         Ok(bytes)
     }
@@ -140,7 +171,10 @@ impl Layout {
         if digest.matches(&bytes) {
             return Ok(bytes);
         }
-        Err(PullError::new(Reason::WrongDigest, format!("{}: {file} is damaged: it has another digest than its name", self.name)))
+        Err(PullError::new(
+            Reason::WrongDigest,
+            format!("{}: {file} is damaged: it has another digest than its name", self.name),
+        ))
     }
 
     fn manifest(&self, version: &str) -> Result<Fetched, PullError> {
@@ -153,7 +187,11 @@ impl Layout {
         };
         // What it is follows from its shape; this is for people.
         let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
-        Ok(Fetched { digest, media_type, bytes })
+        Ok(Fetched {
+            digest,
+            media_type,
+            bytes,
+        })
     }
 
     /// As if a server without Range had sent it: the reader skips what it has.
@@ -176,8 +214,14 @@ fn place(digest: &Digest) -> String {
 fn refused(name: &str, error: rustix::io::Errno) -> PullError {
     use rustix::io::Errno;
     let (reason, why) = match error {
-        Errno::NOENT | Errno::NOTDIR => (Reason::NotFound, "there is no such thing in the import directory; it must be an OCI image layout"),
-        Errno::XDEV | Errno::LOOP => (Reason::BadReference, "it leads out of the import directory; name a path relative to it, without links"),
+        Errno::NOENT | Errno::NOTDIR => (
+            Reason::NotFound,
+            "there is no such thing in the import directory; it must be an OCI image layout",
+        ),
+        Errno::XDEV | Errno::LOOP => (
+            Reason::BadReference,
+            "it leads out of the import directory; name a path relative to it, without links",
+        ),
         Errno::INVAL | Errno::NAMETOOLONG => (Reason::BadReference, "this is no path"),
         error => return PullError::io(name, &error.into()),
     };

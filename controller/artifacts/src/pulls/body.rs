@@ -80,9 +80,11 @@ async fn fill_and_publish(
     let progress = run.progress.clone();
     let cx = WorkContext::new(run.cancel, run.progress, pull.dir.clone(), store.blobs());
     let content = match perform(work, task.job, cx).await? {
-        Output::Image(image) => {
-            Content::Image { disk: image.disk, content_hash: image.content_hash, config: image.config }
-        }
+        Output::Image(image) => Content::Image {
+            disk: image.disk,
+            content_hash: image.content_hash,
+            config: image.config,
+        },
         Output::Kernel(kernel) => Content::Kernel {
             kernel: kernel.kernel,
             boot_format: kernel.boot_format,
@@ -101,16 +103,24 @@ async fn fill_and_publish(
 async fn perform(work: &Arc<dyn Work>, job: Job, cx: WorkContext) -> Result<Output, PullError> {
     let (work, threads) = (work.clone(), cx.clone());
     // Nothing is looked at after a panic but the directory, which is deleted.
-    let result = AssertUnwindSafe(async move { work.run(job, cx).await }).catch_unwind().await;
+    let result = AssertUnwindSafe(async move { work.run(job, cx).await })
+        .catch_unwind()
+        .await;
     if result.is_err() {
         // Its threads may be waiting for a part that is no more.
         threads.cancel.cancel();
     }
     threads.join_blocking().await;
     result.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        let said = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or(panic.downcast_ref::<String>().map(String::as_str));
         let said = said.unwrap_or("no message");
-        Err(PullError::new(Reason::Internal, format!("the pull panicked ({said}); please report this with the log")))
+        Err(PullError::new(
+            Reason::Internal,
+            format!("the pull panicked ({said}); please report this with the log"),
+        ))
     })
 }
 
@@ -121,7 +131,10 @@ async fn on_disk<T: Send + 'static>(
     let store = store.clone();
     match tokio::task::spawn_blocking(move || f(&store)).await {
         Ok(result) => result.map_err(|error| PullError::io("artefact store", &error)),
-        Err(error) => Err(PullError::new(Reason::Internal, format!("the artefact store failed: {error}"))),
+        Err(error) => Err(PullError::new(
+            Reason::Internal,
+            format!("the artefact store failed: {error}"),
+        )),
     }
 }
 
@@ -131,5 +144,8 @@ fn wrong_answer(output: &Output) -> PullError {
         Output::Image(_) => "an image",
         Output::Kernel(_) => "a kernel",
     };
-    PullError::new(Reason::Internal, format!("the pipeline answered with {kind}; please report this with the log"))
+    PullError::new(
+        Reason::Internal,
+        format!("the pipeline answered with {kind}; please report this with the log"),
+    )
 }

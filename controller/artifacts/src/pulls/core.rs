@@ -206,10 +206,17 @@ pub struct Slots {
 #[derive(Debug)]
 enum Phase<V> {
     Queued,
-    Running { run: RunId, offer: String, registry: Option<String> },
+    Running {
+        run: RunId,
+        offer: String,
+        registry: Option<String>,
+    },
     Cancelling,
     /// `failed`: after a failure; otherwise only the registry's wish keeps it back.
-    Paused { until: Duration, failed: bool },
+    Paused {
+        until: Duration,
+        failed: bool,
+    },
     Ready(V),
 }
 
@@ -263,8 +270,14 @@ impl<J: Clone, V: Clone> Core<J, V> {
             entries: BTreeMap::new(),
             askers: BTreeMap::new(),
             runs: BTreeMap::new(),
-            resolves: LaneState { slots: slots.resolves.max(1), ..LaneState::default() },
-            pulls: LaneState { slots: slots.pulls.max(1), ..LaneState::default() },
+            resolves: LaneState {
+                slots: slots.resolves.max(1),
+                ..LaneState::default()
+            },
+            pulls: LaneState {
+                slots: slots.pulls.max(1),
+                ..LaneState::default()
+            },
             registries: BTreeMap::new(),
             next_run: 1,
             next_turn: 0,
@@ -308,11 +321,17 @@ impl<J: Clone, V: Clone> Core<J, V> {
         Some(match &entry.phase {
             Phase::Queued => {
                 let queue = &self.lane_ref(key.lane()).queue;
-                View::Queued { position: queue.iter().position(|k| k == key).unwrap_or_default(), before }
+                View::Queued {
+                    position: queue.iter().position(|k| k == key).unwrap_or_default(),
+                    before,
+                }
             }
             Phase::Cancelling => View::Queued { position: 0, before },
             Phase::Running { run, .. } => View::Running { run: *run, before },
-            Phase::Paused { until, .. } => View::Paused { until: *until, error: before },
+            Phase::Paused { until, .. } => View::Paused {
+                until: *until,
+                error: before,
+            },
             Phase::Ready(value) => View::Ready(value.clone()),
         })
     }
@@ -358,7 +377,9 @@ impl<J: Clone, V: Clone> Core<J, V> {
         }
         let id = offer.id.clone();
         let changed = entry.parties.insert(asker, Party { offer, turn }).is_some();
-        let Phase::Paused { failed, .. } = entry.phase else { return };
+        let Phase::Paused { failed, .. } = entry.phase else {
+            return;
+        };
         // A changed want starts afresh; so does a newcomer whose own source or credentials may do better.
         let may_do_better =
             !entry.refused.contains(&id) && entry.error.as_ref().is_some_and(|e| e.reason.depends_on_asker());
@@ -375,7 +396,9 @@ impl<J: Clone, V: Clone> Core<J, V> {
 
     fn leave(&mut self, asker: &Asker, effects: &mut Vec<Effect<J>>) {
         let Some(key) = self.askers.remove(asker) else { return };
-        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
         entry.parties.remove(asker);
         if !entry.parties.is_empty() {
             return;
@@ -395,7 +418,9 @@ impl<J: Clone, V: Clone> Core<J, V> {
         // By the run's identity, not by its key: a late `Done` must not end another run.
         let Some(key) = self.runs.remove(&run) else { return };
         self.lane(key.lane()).running -= 1;
-        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
         let (offer, registry) = match &entry.phase {
             Phase::Running { offer, registry, .. } => (offer.clone(), registry.clone()),
             _ if entry.parties.is_empty() => return self.forget(&key),
@@ -434,7 +459,9 @@ impl<J: Clone, V: Clone> Core<J, V> {
         effects: &mut Vec<Effect<J>>,
     ) {
         let wished = match error.kind {
-            Kind::Transient { retry_after: Some(after) } => after.min(LONGEST_RETRY_AFTER),
+            Kind::Transient {
+                retry_after: Some(after),
+            } => after.min(LONGEST_RETRY_AFTER),
             _ => Duration::ZERO,
         };
         if let Some(registry) = registry.filter(|_| !wished.is_zero()) {
@@ -462,7 +489,10 @@ impl<J: Clone, V: Clone> Core<J, V> {
             Kind::Transient { .. } => pause_after(entry.failures),
         };
         entry.due = now + jittered(pause, random).max(wished);
-        entry.phase = Phase::Paused { until: entry.due, failed: true };
+        entry.phase = Phase::Paused {
+            until: entry.due,
+            failed: true,
+        };
         entry.error = Some(error);
         effects.extend(wakes(entry));
     }
@@ -496,20 +526,35 @@ impl<J: Clone, V: Clone> Core<J, V> {
     fn pump(&mut self, now: Duration, effects: &mut Vec<Effect<J>>) {
         for lane in [Lane::Resolve, Lane::Pull] {
             while self.lane(lane).running < self.lane(lane).slots {
-                let Some(key) = self.lane(lane).queue.pop_front() else { break };
-                let Some(entry) = self.entries.get_mut(&key) else { continue };
+                let Some(key) = self.lane(lane).queue.pop_front() else {
+                    break;
+                };
+                let Some(entry) = self.entries.get_mut(&key) else {
+                    continue;
+                };
                 match pick(entry, &self.registries) {
                     Pick::Offer(offer) => {
                         let run = RunId(self.next_run);
                         self.next_run += 1;
-                        entry.phase = Phase::Running { run, offer: offer.id, registry: offer.registry };
+                        entry.phase = Phase::Running {
+                            run,
+                            offer: offer.id,
+                            registry: offer.registry,
+                        };
                         self.runs.insert(run, key.clone());
                         self.lane(lane).running += 1;
-                        effects.push(Effect::Start { run, key, job: offer.job });
+                        effects.push(Effect::Start {
+                            run,
+                            key,
+                            job: offer.job,
+                        });
                     }
                     Pick::Wait(until) => {
                         let until = until.max(now);
-                        entry.phase = Phase::Paused { until, failed: entry.error.is_some() };
+                        entry.phase = Phase::Paused {
+                            until,
+                            failed: entry.error.is_some(),
+                        };
                     }
                 }
             }
@@ -579,13 +624,24 @@ fn pick<J: Clone, V>(entry: &Entry<J, V>, registries: &BTreeMap<String, Duration
     match free.min_by_key(|p| p.turn) {
         Some(party) => Pick::Offer(party.offer.clone()),
         // Without anyone willing (the one that was to be tried has left) the last pause goes on.
-        None => Pick::Wait(entry.parties.values().filter(willing).filter_map(pause).min().unwrap_or(entry.due)),
+        None => Pick::Wait(
+            entry
+                .parties
+                .values()
+                .filter(willing)
+                .filter_map(pause)
+                .min()
+                .unwrap_or(entry.due),
+        ),
     }
 }
 
 fn wakes<J, V>(entry: &Entry<J, V>) -> Vec<Effect<J>> {
     let interests: BTreeSet<&Interest> = entry.parties.keys().map(|a| &a.interest).collect();
-    interests.into_iter().map(|i| Effect::Wake { interest: i.clone() }).collect()
+    interests
+        .into_iter()
+        .map(|i| Effect::Wake { interest: i.clone() })
+        .collect()
 }
 
 /// The pause after the n-th failure in a row, before jitter.

@@ -85,14 +85,18 @@ impl Proof {
         if credentials.is_empty() || matches!(source, Source::Http { .. }) {
             return Proof(ANYBODY.to_string());
         }
-        let fields = credentials.iter().flat_map(|c| [c.registry.as_str(), &c.username, &c.password]);
+        let fields = credentials
+            .iter()
+            .flat_map(|c| [c.registry.as_str(), &c.username, &c.password]);
         Proof(format!("credentials:{}", hash_keyed(key, &fields.collect::<Vec<_>>())))
     }
 }
 
 /// Checks that a digest from outside is one (`sha256:` and 64 hex digits, or sha384/sha512).
 pub fn is_digest(digest: &str) -> bool {
-    let Some((algorithm, hex)) = digest.split_once(':') else { return false };
+    let Some((algorithm, hex)) = digest.split_once(':') else {
+        return false;
+    };
     let length = match algorithm {
         "sha256" => 64,
         "sha384" => 96,
@@ -107,7 +111,11 @@ mod tests {
     use super::*;
 
     fn credential(password: &str) -> Credential {
-        Credential { registry: "r".into(), username: "u".into(), password: password.into() }
+        Credential {
+            registry: "r".into(),
+            username: "u".into(),
+            password: password.into(),
+        }
     }
 
     #[test]
@@ -119,14 +127,21 @@ mod tests {
     #[test]
     fn another_layout_platform_or_digest_is_another_disk() {
         let base = image_id("d", "linux/amd64", "1");
-        for other in [image_id("e", "linux/amd64", "1"), image_id("d", "linux/arm64", "1"), image_id("d", "linux/amd64", "2")] {
+        for other in [
+            image_id("e", "linux/amd64", "1"),
+            image_id("d", "linux/arm64", "1"),
+            image_id("d", "linux/amd64", "2"),
+        ] {
             assert_ne!(base, other);
         }
     }
 
     #[test]
     fn proofs_tell_passwords_apart_and_show_none() {
-        let source = Source::Oci { reference: "r/i".into(), platform: None };
+        let source = Source::Oci {
+            reference: "r/i".into(),
+            platform: None,
+        };
         let one = Proof::of(&source, &[credential("one")], b"key");
         assert_ne!(one, Proof::of(&source, &[credential("two")], b"key"));
         assert_ne!(one, Proof::of(&source, &[credential("one")], b"other key"));
@@ -136,11 +151,19 @@ mod tests {
 
     #[test]
     fn the_registry_of_a_source_is_its_host() {
-        let oci = |reference: &str| registry_of(&Source::Oci { reference: reference.into(), platform: None });
+        let oci = |reference: &str| {
+            registry_of(&Source::Oci {
+                reference: reference.into(),
+                platform: None,
+            })
+        };
         assert_eq!(oci("debian:12").as_deref(), Some("docker.io"));
         assert_eq!(oci("library/debian").as_deref(), Some("docker.io"));
         assert_eq!(oci("LOCALHOST:5000/a/b@sha256:00").as_deref(), Some("localhost:5000"));
-        let http = Source::Http { url: "https://user@Host.example:8443/x?y@z".into(), sha256: String::new() };
+        let http = Source::Http {
+            url: "https://user@Host.example:8443/x?y@z".into(),
+            sha256: String::new(),
+        };
         assert_eq!(registry_of(&http).as_deref(), Some("host.example:8443"));
         assert_eq!(registry_of(&Source::Path { path: "a".into() }), None);
     }

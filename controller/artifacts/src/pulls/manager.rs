@@ -35,9 +35,20 @@ pub struct Run {
 pub type Body<J, V> = Arc<dyn Fn(J, Run) -> BoxFuture<'static, Result<Arc<V>, PullError>> + Send + Sync>;
 
 enum Request<J, V> {
-    Ensure { asker: Asker, key: Key, offer: Offer<J>, answer: oneshot::Sender<State<V>> },
-    Release { interest: Interest, slot: Option<Slot>, answer: oneshot::Sender<()> },
-    Shutdown { answer: oneshot::Sender<()> },
+    Ensure {
+        asker: Asker,
+        key: Key,
+        offer: Offer<J>,
+        answer: oneshot::Sender<State<V>>,
+    },
+    Release {
+        interest: Interest,
+        slot: Option<Slot>,
+        answer: oneshot::Sender<()>,
+    },
+    Shutdown {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// Handle to the owner task. When the last clone is dropped, all runs are cancelled.
@@ -47,7 +58,9 @@ pub struct Manager<J, V> {
 
 impl<J, V> Clone for Manager<J, V> {
     fn clone(&self) -> Self {
-        Manager { requests: self.requests.clone() }
+        Manager {
+            requests: self.requests.clone(),
+        }
     }
 }
 
@@ -77,7 +90,12 @@ where
     /// Says how far `key` is, and makes somebody work on it if nobody does. Never waits for that work.
     pub async fn ensure(&self, asker: Asker, key: Key, offer: Offer<J>) -> State<V> {
         let (answer, answered) = oneshot::channel();
-        let request = Request::Ensure { asker, key, offer, answer };
+        let request = Request::Ensure {
+            asker,
+            key,
+            offer,
+            answer,
+        };
         if self.requests.send(request).await.is_ok()
             && let Ok(state) = answered.await
         {
@@ -94,7 +112,12 @@ where
     /// The interest wants nothing any more (in one slot, or at all). What nobody else wants is cancelled.
     pub async fn release(&self, interest: Interest, slot: Option<Slot>) {
         let (answer, answered) = oneshot::channel();
-        if self.requests.send(Request::Release { interest, slot, answer }).await.is_ok() {
+        if self
+            .requests
+            .send(Request::Release { interest, slot, answer })
+            .await
+            .is_ok()
+        {
             let _ = answered.await;
         }
     }
@@ -176,8 +199,17 @@ where
 
     fn request(&mut self, request: Request<J, V>) {
         match request {
-            Request::Ensure { asker, key, offer, answer } => {
-                self.input(Input::Ensure { asker, key: key.clone(), offer });
+            Request::Ensure {
+                asker,
+                key,
+                offer,
+                answer,
+            } => {
+                self.input(Input::Ensure {
+                    asker,
+                    key: key.clone(),
+                    offer,
+                });
                 // Without a view the core is closed; the dropped answer says so.
                 if let Some(view) = self.core.view(&key) {
                     let _ = answer.send(self.state(view));
@@ -228,7 +260,9 @@ where
                 done_bytes: 0,
                 total_bytes: 0,
                 message: match before {
-                    Some(error) => format!("waiting for a free slot ({position} before it) to try again after: {error}"),
+                    Some(error) => {
+                        format!("waiting for a free slot ({position} before it) to try again after: {error}")
+                    }
                     None => format!("waiting for a free slot ({position} before it)"),
                 },
             }),
@@ -241,15 +275,25 @@ where
                     Some(error) => format!("{what} (again, after: {error})"),
                     None => what.to_string(),
                 };
-                State::Waiting(Waiting { phase: Phase::Running, done_bytes, total_bytes, message })
+                State::Waiting(Waiting {
+                    phase: Phase::Running,
+                    done_bytes,
+                    total_bytes,
+                    message,
+                })
             }
             View::Paused { until, error: None } => State::Waiting(Waiting {
-                phase: Phase::BackingOff { until: self.wall(until) },
+                phase: Phase::BackingOff {
+                    until: self.wall(until),
+                },
                 done_bytes: 0,
                 total_bytes: 0,
                 message: "the registry asked for a pause".to_string(),
             }),
-            View::Paused { until, error: Some(error) } => State::Failed(Failure {
+            View::Paused {
+                until,
+                error: Some(error),
+            } => State::Failed(Failure {
                 reason: error.reason.as_str().to_string(),
                 terminal: error.is_terminal(),
                 message: error.message,

@@ -139,7 +139,13 @@ pub struct WorkContext {
 impl WorkContext {
     /// A context for one job.
     pub fn new(cancel: CancellationToken, progress: Progress, dir: PathBuf, blobs: PathBuf) -> WorkContext {
-        WorkContext { cancel, progress, dir, blobs, tracker: TaskTracker::new() }
+        WorkContext {
+            cancel,
+            progress,
+            dir,
+            blobs,
+            tracker: TaskTracker::new(),
+        }
     }
 
     /// Runs `f` on a blocking thread that is waited for before the job counts as ended, whatever
@@ -191,7 +197,10 @@ impl Progress {
 
     /// Bytes done and bytes in all (0 while unknown).
     pub fn bytes(&self) -> (u64, u64) {
-        (self.0.done.load(Ordering::Relaxed), self.0.total.load(Ordering::Relaxed))
+        (
+            self.0.done.load(Ordering::Relaxed),
+            self.0.total.load(Ordering::Relaxed),
+        )
     }
 
     /// What is being done.

@@ -18,13 +18,26 @@ struct Token {
 }
 
 /// The value of `Authorization` that answers `challenges`.
-pub async fn authorize(http: &Client, base: &Url, reference: &Reference, credential: Option<&Credential>, challenges: &[String]) -> Result<String, PullError> {
+pub async fn authorize(
+    http: &Client,
+    base: &Url,
+    reference: &Reference,
+    credential: Option<&Credential>,
+    challenges: &[String],
+) -> Result<String, PullError> {
     let refused = |why: &str| PullError::new(Reason::Unauthorized, format!("{reference}: {why}"));
     let basic = credential.map(|c| {
-        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", c.username, c.password)))
+        format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", c.username, c.password))
+        )
     });
     let find = |scheme: &str| {
-        challenges.iter().find_map(|c| c.split_once(' ').filter(|(name, _)| name.eq_ignore_ascii_case(scheme)).map(|(_, rest)| rest))
+        challenges.iter().find_map(|c| {
+            c.split_once(' ')
+                .filter(|(name, _)| name.eq_ignore_ascii_case(scheme))
+                .map(|(_, rest)| rest)
+        })
     };
     let Some(bearer) = find("bearer") else {
         return match (find("basic"), basic) {
@@ -35,14 +48,19 @@ pub async fn authorize(http: &Client, base: &Url, reference: &Reference, credent
     };
     let realm = parameter(bearer, "realm").and_then(|realm| Url::parse(&realm).ok());
     let mut realm = realm.ok_or_else(|| refused("the registry names no usable token server"))?;
-    let same_host = realm.host_str() == base.host_str() && (realm.scheme() == base.scheme() || realm.scheme() == "https");
+    let same_host =
+        realm.host_str() == base.host_str() && (realm.scheme() == base.scheme() || realm.scheme() == "https");
     if !same_host && (realm.scheme() != "https" || is_loopback(&realm)) {
         return Err(refused("the registry names a token server that is not behind https"));
     }
     if basic.is_some() && !same_host && domain(&realm) != domain(base) {
-        return Err(refused("the registry wants its password sent to another domain; refused"));
+        return Err(refused(
+            "the registry wants its password sent to another domain; refused",
+        ));
     }
-    realm.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", reference.repository));
+    realm
+        .query_pairs_mut()
+        .append_pair("scope", &format!("repository:{}:pull", reference.repository));
     if let Some(service) = parameter(bearer, "service") {
         realm.query_pairs_mut().append_pair("service", &service);
     }
@@ -52,8 +70,13 @@ pub async fn authorize(http: &Client, base: &Url, reference: &Reference, credent
     let response = success(follow(http, realm, headers, basic.as_deref(), &name).await?, &name)?;
     let token: Token = serde_json::from_slice(&bounded(response, TOKEN_BYTES, &name).await?)
         .map_err(|_| refused("the token server's answer is not understood"))?;
-    let token = token.token.or(token.access_token).filter(|token| !token.is_empty() && !token.contains(['\r', '\n']));
-    token.map(|token| format!("Bearer {token}")).ok_or_else(|| refused("the token server gave no token"))
+    let token = token
+        .token
+        .or(token.access_token)
+        .filter(|token| !token.is_empty() && !token.contains(['\r', '\n']));
+    token
+        .map(|token| format!("Bearer {token}"))
+        .ok_or_else(|| refused("the token server gave no token"))
 }
 
 /// One parameter of a challenge: `name="value"`.

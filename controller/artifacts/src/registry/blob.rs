@@ -82,7 +82,10 @@ impl Growing {
     /// Reads from the start; blocks for bytes that are not there yet. The end of the file is only
     /// reported when its digest holds.
     pub fn reader(&self) -> GrowingReader {
-        GrowingReader { growing: self.clone(), at: 0 }
+        GrowingReader {
+            growing: self.clone(),
+            at: 0,
+        }
     }
 }
 
@@ -111,7 +114,9 @@ impl Read for GrowingReader {
                 state = self.growing.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        let most = usize::try_from(available - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let most = usize::try_from(available - self.at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let n = file.read_at(&mut buf[..most], self.at)?;
         if n == 0 && most > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -126,12 +131,24 @@ impl Read for GrowingReader {
 /// # Errors
 /// Transport errors after a few tries without a byte, wrong size, wrong digest (the file is
 /// removed then), the local disk, cancellation.
-pub async fn download<F>(blob: &Blob, growing: &Growing, progress: &Progress, cancel: &CancellationToken, mut get: impl FnMut(u64) -> F) -> Result<(), PullError>
+pub async fn download<F>(
+    blob: &Blob,
+    growing: &Growing,
+    progress: &Progress,
+    cancel: &CancellationToken,
+    mut get: impl FnMut(u64) -> F,
+) -> Result<(), PullError>
 where
     F: Future<Output = Result<Response, PullError>>,
 {
     let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.digest), &error);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&blob.path).map_err(local)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&blob.path)
+        .map_err(local)?;
     let file = Arc::new(file);
     let most = blob.size.unwrap_or(blob.most);
     if file.metadata().map_err(local)?.len() > most {
@@ -157,7 +174,15 @@ where
     let resumed = have > 0;
     growing.advance(&file, have);
     let mut idle = 0;
-    let too_large = || PullError::new(Reason::TooLarge, format!("{}: the server sends more than the {most} bytes that were announced", blob.digest));
+    let too_large = || {
+        PullError::new(
+            Reason::TooLarge,
+            format!(
+                "{}: the server sends more than the {most} bytes that were announced",
+                blob.digest
+            ),
+        )
+    };
     'transfer: while blob.size.is_none_or(|size| have < size) {
         // A file of unknown length that is already whole must not be asked for more.
         if blob.size.is_none() && hasher.clone().finish() == blob.digest {
@@ -197,8 +222,17 @@ where
         match outcome {
             Ok(()) if blob.size.is_none() => break 'transfer,
             Ok(()) if idle < IDLE_TRIES => {}
-            Ok(()) => return Err(PullError::new(Reason::Unavailable, format!("{}: the server ends it after {have} of {most} bytes", blob.digest))),
-            Err(error) if matches!(error.reason, Reason::Unavailable | Reason::Stalled) && error.kind == PullError::new(error.reason, "").kind && idle < IDLE_TRIES => {
+            Ok(()) => {
+                return Err(PullError::new(
+                    Reason::Unavailable,
+                    format!("{}: the server ends it after {have} of {most} bytes", blob.digest),
+                ));
+            }
+            Err(error)
+                if matches!(error.reason, Reason::Unavailable | Reason::Stalled)
+                    && error.kind == PullError::new(error.reason, "").kind
+                    && idle < IDLE_TRIES =>
+            {
                 tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
                 let pause = Duration::from_millis(200) * (idle + 1);
                 tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
@@ -218,7 +252,16 @@ where
     }
     std::fs::remove_file(&blob.path).map_err(local)?;
     if resumed {
-        return Err(PullError::new(Reason::Unavailable, format!("{}: the partial download from before was damaged; it starts again", blob.digest)));
+        return Err(PullError::new(
+            Reason::Unavailable,
+            format!(
+                "{}: the partial download from before was damaged; it starts again",
+                blob.digest
+            ),
+        ));
     }
-    Err(PullError::new(Reason::WrongDigest, format!("{}: the server sent content with the digest {actual}", blob.digest)))
+    Err(PullError::new(
+        Reason::WrongDigest,
+        format!("{}: the server sent content with the digest {actual}", blob.digest),
+    ))
 }

@@ -40,7 +40,9 @@ pub struct IndexPlatform {
 impl Descriptor {
     /// The digest, checked.
     pub fn digest(&self) -> Result<Digest, PullError> {
-        self.digest.parse().map_err(|error| PullError::new(Reason::Malformed, format!("the manifest is broken: {error}")))
+        self.digest
+            .parse()
+            .map_err(|error| PullError::new(Reason::Malformed, format!("the manifest is broken: {error}")))
     }
 }
 
@@ -79,7 +81,10 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
     let broken = |why: String| PullError::new(Reason::Malformed, format!("the manifest is broken: {why}"));
     let shape: Shape = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
     if shape.schema_version == Some(1) || shape.fs_layers.is_some() {
-        return Err(PullError::new(Reason::UnsupportedFormat, "the image has a schema 1 manifest; push it again with a current tool"));
+        return Err(PullError::new(
+            Reason::UnsupportedFormat,
+            "the image has a schema 1 manifest; push it again with a current tool",
+        ));
     }
     match (shape.manifests, shape.layers) {
         (Some(_), Some(_)) => Err(broken("it has both `manifests` and `layers`".into())),
@@ -88,7 +93,10 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
             let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
             if manifest.layers.len() > max_layers {
                 let many = manifest.layers.len();
-                return Err(PullError::new(Reason::TooLarge, format!("the image has {many} layers, more than {max_layers}")));
+                return Err(PullError::new(
+                    Reason::TooLarge,
+                    format!("the image has {many} layers, more than {max_layers}"),
+                ));
             }
             Ok(Document::Manifest(manifest))
         }
@@ -102,8 +110,15 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
     let images: Vec<&Descriptor> = entries
         .iter()
         .filter(|entry| {
-            let attestation = entry.annotations.as_ref().is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
-            !attestation && entry.platform.as_ref().is_none_or(|p| p.os != "unknown" && p.architecture != "unknown")
+            let attestation = entry
+                .annotations
+                .as_ref()
+                .is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
+            !attestation
+                && entry
+                    .platform
+                    .as_ref()
+                    .is_none_or(|p| p.os != "unknown" && p.architecture != "unknown")
         })
         .collect();
     if let [only] = images[..]
@@ -121,7 +136,11 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
         })
         .collect();
     fitting.sort_by(|a, b| a.0.cmp(b.0));
-    let found = if wanted.variant.is_some() { fitting.last() } else { fitting.first() };
+    let found = if wanted.variant.is_some() {
+        fitting.last()
+    } else {
+        fitting.first()
+    };
     found.map(|(_, entry)| *entry).ok_or_else(|| {
         let mut there: Vec<String> = images
             .iter()
@@ -129,6 +148,9 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
             .take(20)
             .collect();
         there.dedup();
-        PullError::new(Reason::UnsupportedPlatform, format!("there is no image for {wanted}; there are: {}", there.join(", ")))
+        PullError::new(
+            Reason::UnsupportedPlatform,
+            format!("there is no image for {wanted}; there are: {}", there.join(", ")),
+        )
     })
 }

@@ -66,7 +66,12 @@ pub fn http_client(limits: &Limits) -> Result<Client, PullError> {
 
 impl Registry {
     /// Opens a session. A registry on loopback is asked whether it speaks plain HTTP.
-    pub async fn open(http: Client, limits: Limits, reference: Reference, credentials: &[Credential]) -> Result<Registry, PullError> {
+    pub async fn open(
+        http: Client,
+        limits: Limits,
+        reference: Reference,
+        credentials: &[Credential],
+    ) -> Result<Registry, PullError> {
         let host = reference.host().to_owned();
         let url = |scheme: &str| {
             Url::parse(&format!("{scheme}://{host}/"))
@@ -76,12 +81,26 @@ impl Registry {
         if is_loopback(&base)
             && let plain = url("http")?
             && let Ok(probe) = plain.join("v2/")
-            && http.get(probe).send().await.is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
+            && http
+                .get(probe)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
         {
             base = plain;
         }
-        let credential = credentials.iter().find(|c| c.registry == reference.registry || c.registry == host).cloned();
-        Ok(Registry(Arc::new(Inner { http, limits, reference, credential, base, authorization: Mutex::default() })))
+        let credential = credentials
+            .iter()
+            .find(|c| c.registry == reference.registry || c.registry == host)
+            .cloned();
+        Ok(Registry(Arc::new(Inner {
+            http,
+            limits,
+            reference,
+            credential,
+            base,
+            authorization: Mutex::default(),
+        })))
     }
 
     /// What is asked for.
@@ -94,29 +113,46 @@ impl Registry {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, reqwest::header::HeaderValue::from_static(manifest::ACCEPT));
         let (response, name) = self.get(&format!("manifests/{version}"), headers).await?;
-        let media_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let media_type = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("");
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
         let bytes = bounded(response, self.0.limits.manifest_bytes, &name).await?;
         let digest = match version.parse::<Digest>() {
             Ok(wanted) if wanted.matches(&bytes) => wanted,
             Ok(wanted) => {
                 let got = Digest::sha256(&bytes);
-                return Err(PullError::new(Reason::WrongDigest, format!("{name}: the registry sent {got} when asked for {wanted}")));
+                return Err(PullError::new(
+                    Reason::WrongDigest,
+                    format!("{name}: the registry sent {got} when asked for {wanted}"),
+                ));
             }
             Err(_) => Digest::sha256(&bytes),
         };
-        Ok(Fetched { digest, media_type, bytes })
+        Ok(Fetched {
+            digest,
+            media_type,
+            bytes,
+        })
     }
 
     /// Fetches a small blob into memory.
     pub async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, PullError> {
         if size > self.0.limits.manifest_bytes {
-            return Err(PullError::new(Reason::TooLarge, format!("the configuration {digest} has {size} bytes; that is too many")));
+            return Err(PullError::new(
+                Reason::TooLarge,
+                format!("the configuration {digest} has {size} bytes; that is too many"),
+            ));
         }
         let (response, name) = self.get(&format!("blobs/{digest}"), HeaderMap::new()).await?;
         let bytes = bounded(response, size, &name).await?;
         if !digest.matches(&bytes) {
-            return Err(PullError::new(Reason::WrongDigest, format!("{name}: its content has another digest")));
+            return Err(PullError::new(
+                Reason::WrongDigest,
+                format!("{name}: its content has another digest"),
+            ));
         }
         Ok(bytes)
     }
@@ -144,8 +180,16 @@ impl Registry {
                 Some(current) if Some(current) != known.as_ref() => current.clone(),
                 _ => {
                     let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
-                    let challenges: Vec<String> = challenges.filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
-                    auth::authorize(&inner.http, &inner.base, &inner.reference, inner.credential.as_ref(), &challenges).await?
+                    let challenges: Vec<String> =
+                        challenges.filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+                    auth::authorize(
+                        &inner.http,
+                        &inner.base,
+                        &inner.reference,
+                        inner.credential.as_ref(),
+                        &challenges,
+                    )
+                    .await?
                 }
             };
             tokens.insert(key, fresh.clone());
@@ -168,7 +212,13 @@ pub(crate) fn range(from: u64) -> HeaderMap {
 }
 
 /// GET that follows redirects under our rules. `authorization` goes to the first origin only.
-pub(crate) async fn follow(http: &Client, first: Url, headers: HeaderMap, authorization: Option<&str>, name: &str) -> Result<Response, PullError> {
+pub(crate) async fn follow(
+    http: &Client,
+    first: Url,
+    headers: HeaderMap,
+    authorization: Option<&str>,
+    name: &str,
+) -> Result<Response, PullError> {
     let refuse = |why: &str| Err(PullError::new(Reason::BadReference, format!("{name}: {why}")));
     let mut url = first.clone();
     for _ in 0..=REDIRECTS {
@@ -186,8 +236,14 @@ pub(crate) async fn follow(http: &Client, first: Url, headers: HeaderMap, author
         if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }
-        let next = response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).and_then(|to| url.join(to).ok());
-        let Some(next) = next else { return refuse("it redirects to nowhere") };
+        let next = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|to| url.join(to).ok());
+        let Some(next) = next else {
+            return refuse("it redirects to nowhere");
+        };
         if !(next.scheme() == "https" || next.scheme() == "http" && url.scheme() == "http" && is_loopback(&next)) {
             return refuse("it redirects away from https");
         }
@@ -218,9 +274,15 @@ pub(crate) fn success(response: Response, name: &str) -> Result<Response, PullEr
         _ => "",
     };
     let message = format!("{name}: the server answered {status}{hint}");
-    let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<u64>().ok());
+    let after = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.trim().parse::<u64>().ok());
     Err(match after {
-        Some(seconds) if reason.is_transient() => PullError::retry_after(reason, message, Duration::from_secs(seconds.min(3600))),
+        Some(seconds) if reason.is_transient() => {
+            PullError::retry_after(reason, message, Duration::from_secs(seconds.min(3600)))
+        }
         _ => PullError::new(reason, message),
     })
 }
@@ -232,7 +294,10 @@ pub(crate) async fn bounded(response: Response, most: u64, name: &str) -> Result
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| unreachable(name, error))?;
         if (bytes.len() + chunk.len()) as u64 > most {
-            return Err(PullError::new(Reason::TooLarge, format!("{name}: it is larger than {most} bytes")));
+            return Err(PullError::new(
+                Reason::TooLarge,
+                format!("{name}: it is larger than {most} bytes"),
+            ));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -242,7 +307,11 @@ pub(crate) async fn bounded(response: Response, most: u64, name: &str) -> Result
 /// A transport error in our words. The URL is left out: it may hold a signature.
 pub(crate) fn unreachable(name: &str, error: reqwest::Error) -> PullError {
     let error = error.without_url();
-    let reason = if error.is_timeout() && !error.is_connect() { Reason::Stalled } else { Reason::Unavailable };
+    let reason = if error.is_timeout() && !error.is_connect() {
+        Reason::Stalled
+    } else {
+        Reason::Unavailable
+    };
     let mut message = format!("{name}: {error}");
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
@@ -263,7 +332,11 @@ fn is_loopback(url: &Url) -> bool {
 fn is_link_local(url: &Url) -> bool {
     match address(url) {
         Some(IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified(),
-        Some(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_link_local()),
+        Some(IpAddr::V6(ip)) => {
+            ip.is_unicast_link_local()
+                || ip.is_unspecified()
+                || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_link_local())
+        }
         None => false,
     }
 }

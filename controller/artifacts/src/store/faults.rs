@@ -25,8 +25,11 @@ fn open(dir: &Path) -> Store {
 fn pull(store: &Store, id: &Id) -> io::Result<()> {
     let pull = store.begin(id.clone(), "sha256:d", "r.example/i")?;
     let published = fs::write(pull.dir.join("root.ext4"), BYTES).and_then(|()| {
-        let content =
-            Content::Image { disk: "root.ext4".into(), content_hash: "sha256:c".into(), config: ImageConfig::default() };
+        let content = Content::Image {
+            disk: "root.ext4".into(),
+            content_hash: "sha256:c".into(),
+            config: ImageConfig::default(),
+        };
         store.publish(&pull, content, "credentials:one")
     });
     store.abandon(&pull);
@@ -64,7 +67,10 @@ fn check_legal(dir: &Path, store: &Store, promised: &Promised) {
     if let Some(Artefact::Image(disk)) = &artefact {
         assert_eq!(fs::read(&disk.path).unwrap(), BYTES);
         assert_eq!(fs::metadata(&disk.path).unwrap().permissions().mode() & 0o777, 0o444);
-        assert!(store.is_granted(&id(1), "credentials:one"), "what is there knows who made it: {promised:?}");
+        assert!(
+            store.is_granted(&id(1), "credentials:one"),
+            "what is there knows who made it: {promised:?}"
+        );
     }
     assert!(!store.is_granted(&id(1), "credentials:three"));
     if promised.published && !promised.unpinned {
@@ -85,11 +91,18 @@ fn check_legal(dir: &Path, store: &Store, promised: &Promised) {
         assert!(artefact.is_none(), "{promised:?}");
     }
     for swept in ["tmp", "intents", "quarantine"] {
-        let left: Vec<_> = fs::read_dir(dir.join(swept)).unwrap().map(|e| e.unwrap().path()).collect();
+        let left: Vec<_> = fs::read_dir(dir.join(swept))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         assert!(left.is_empty(), "left in {swept}: {left:?} after {promised:?}");
     }
     let accesses = fs::read_dir(dir.join("access")).unwrap().count();
-    assert_eq!(accesses, usize::from(artefact.is_some()), "access records match what is there: {promised:?}");
+    assert_eq!(
+        accesses,
+        usize::from(artefact.is_some()),
+        "access records match what is there: {promised:?}"
+    );
 }
 
 fn for_every_operation(mode: Mode) -> u32 {
@@ -155,7 +168,14 @@ fn a_kill_before_any_file_operation_of_opening_is_repaired_by_the_next_open() {
         let reached = disarm();
         drop(opened);
         let (store, _) = Store::open(&dir).unwrap();
-        check_legal(&dir, &store, &Promised { published: true, ..Promised::default() });
+        check_legal(
+            &dir,
+            &store,
+            &Promised {
+                published: true,
+                ..Promised::default()
+            },
+        );
         assert!(store.get(&id(2)).unwrap().is_none());
         if !reached {
             break;
@@ -181,9 +201,15 @@ fn torn_and_foreign_records_are_set_aside_and_harm_no_neighbour() {
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 7] = [
         ("empty", |d| fs::write(d.join("record.json"), b"").unwrap()),
-        ("torn", |d| fs::write(d.join("record.json"), b"{\"version\":1,\"kind\":").unwrap()),
-        ("newer", |d| fs::write(d.join("record.json"), b"{\"version\":2,\"novel\":true}").unwrap()),
-        ("endless", |d| fs::write(d.join("record.json"), vec![b' '; 2 << 20]).unwrap()),
+        ("torn", |d| {
+            fs::write(d.join("record.json"), b"{\"version\":1,\"kind\":").unwrap()
+        }),
+        ("newer", |d| {
+            fs::write(d.join("record.json"), b"{\"version\":2,\"novel\":true}").unwrap()
+        }),
+        ("endless", |d| {
+            fs::write(d.join("record.json"), vec![b' '; 2 << 20]).unwrap()
+        }),
         ("gone", |d| fs::remove_file(d.join("record.json")).unwrap()),
         ("a link", |d| {
             fs::remove_file(d.join("record.json")).unwrap();
@@ -207,8 +233,15 @@ fn torn_and_foreign_records_are_set_aside_and_harm_no_neighbour() {
         let (store, found) = Store::open(temp.path()).unwrap();
         assert_eq!(found.set_aside.len(), 1, "{name}: {found:?}");
         assert!(store.get(&id(1)).unwrap().is_none(), "{name}");
-        assert!(store.get(&id(2)).unwrap().is_some(), "{name}: the neighbour is untouched");
-        assert_eq!(fs::read_dir(temp.path().join("quarantine")).unwrap().count(), 1, "{name}");
+        assert!(
+            store.get(&id(2)).unwrap().is_some(),
+            "{name}: the neighbour is untouched"
+        );
+        assert_eq!(
+            fs::read_dir(temp.path().join("quarantine")).unwrap().count(),
+            1,
+            "{name}"
+        );
         pull(&store, &id(1)).unwrap();
         assert!(store.get(&id(1)).unwrap().is_some(), "{name}: it can be made again");
     }
@@ -221,7 +254,12 @@ fn a_lost_pin_stops_collection_rather_than_losing_a_disk_in_use() {
     pull(&store, &id(1)).unwrap();
     let who = Interest("uid".into());
     assert!(store.pin(&who, &id(1), "source").unwrap());
-    let pin = fs::read_dir(temp.path().join("pins")).unwrap().next().unwrap().unwrap().path();
+    let pin = fs::read_dir(temp.path().join("pins"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     fs::write(&pin, b"{").unwrap();
     let (store, found) = Store::open(temp.path()).unwrap();
     assert!(found.pins_lost);
@@ -268,7 +306,10 @@ fn what_is_pinned_or_recent_is_not_collected() {
     assert!(store.collect(Duration::from_secs(3600)).unwrap().is_empty());
     let removed = store.collect(Duration::ZERO).unwrap();
     assert_eq!(removed.iter().map(|c| &c.id).collect::<Vec<_>>(), [&id(2).1]);
-    assert!(!store.pin(&Interest("late".into()), &id(2), "source").unwrap(), "gone is said, not pinned");
+    assert!(
+        !store.pin(&Interest("late".into()), &id(2), "source").unwrap(),
+        "gone is said, not pinned"
+    );
 }
 
 #[test]
@@ -277,7 +318,11 @@ fn a_pull_that_names_files_outside_its_directory_is_refused() {
     let store = open(temp.path());
     for name in ["../root.ext4", "/etc/passwd", "", "..", "record.json"] {
         let pull = store.begin(id(1), "sha256:d", "s").unwrap();
-        let content = Content::Image { disk: name.into(), content_hash: String::new(), config: ImageConfig::default() };
+        let content = Content::Image {
+            disk: name.into(),
+            content_hash: String::new(),
+            config: ImageConfig::default(),
+        };
         store.publish(&pull, content, "anybody").unwrap_err();
         store.abandon(&pull);
     }

@@ -53,7 +53,10 @@ pub fn seal_files(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if !entry.file_type()?.is_file() {
-            return Err(io::Error::other(format!("{} is not a plain file", entry.path().display())));
+            return Err(io::Error::other(format!(
+                "{} is not a plain file",
+                entry.path().display()
+            )));
         }
         step()?;
         fs::set_permissions(entry.path(), Permissions::from_mode(0o444))?;
@@ -88,7 +91,10 @@ pub fn remove_all(path: &Path) -> io::Result<()> {
 /// Reads a small plain file; a link, a device or a huge file is an error.
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain file"));
     }

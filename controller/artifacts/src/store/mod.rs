@@ -92,8 +92,11 @@ impl Store {
     /// # Errors
     /// When the disk cannot tell.
     pub fn get(&self, id: &Id) -> io::Result<Option<Artefact>> {
-        let Some((record, artefact)) =
-            self.index().artefacts.get(id).map(|e| (e.record.clone(), e.artefact.clone()))
+        let Some((record, artefact)) = self
+            .index()
+            .artefacts
+            .get(id)
+            .map(|e| (e.record.clone(), e.artefact.clone()))
         else {
             return Ok(None);
         };
@@ -114,9 +117,10 @@ impl Store {
     /// Whether an asker with this proof may have the artefact without asking its registry. In memory.
     pub fn is_granted(&self, id: &Id, proof: &str) -> bool {
         let index = self.index();
-        index.artefacts.get(id).is_some_and(|e| {
-            e.proofs.contains(proof) || e.proofs.contains(crate::pulls::identity::ANYBODY)
-        })
+        index
+            .artefacts
+            .get(id)
+            .is_some_and(|e| e.proofs.contains(proof) || e.proofs.contains(crate::pulls::identity::ANYBODY))
     }
 
     /// What is published. In memory.
@@ -153,7 +157,10 @@ impl Store {
                 // Pinning takes the same lock: a pin made since the inventory is seen here.
                 let mut index = self.index();
                 let unused = index.users(&id).next().is_none();
-                let old = index.artefacts.get(&id).is_some_and(|e| e.last_used + older_than <= now);
+                let old = index
+                    .artefacts
+                    .get(&id)
+                    .is_some_and(|e| e.last_used + older_than <= now);
                 if !(unused && old) {
                     continue;
                 }
@@ -195,7 +202,10 @@ impl Store {
     /// A fresh private path on the store's file system.
     fn temp(&self, what: &str) -> PathBuf {
         let n = self.0.counter.fetch_add(1, Ordering::Relaxed);
-        self.0.dir.join("tmp").join(format!("{what}-{}-{n}", std::process::id()))
+        self.0
+            .dir
+            .join("tmp")
+            .join(format!("{what}-{}-{n}", std::process::id()))
     }
 
     fn set_aside(&self, path: &Path) -> io::Result<()> {
@@ -205,7 +215,10 @@ impl Store {
 
 impl Index {
     fn users<'a>(&'a self, id: &'a Id) -> impl Iterator<Item = &'a Interest> {
-        self.pins.values().filter(|p| p.kind == id.0 && p.id == id.1).map(|p| &p.interest)
+        self.pins
+            .values()
+            .filter(|p| p.kind == id.0 && p.id == id.1)
+            .map(|p| &p.interest)
     }
 }
 
@@ -226,9 +239,16 @@ fn file_name((kind, id): &Id) -> String {
 
 /// Moves something damaged or foreign to the quarantine, under a name that is surely free.
 fn set_aside(dir: &Path, path: &Path, n: u64) -> io::Result<()> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let safe: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(80).collect();
+    let safe: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
+        .take(80)
+        .collect();
     files::rename(path, &dir.join("quarantine").join(format!("{now}-{n}-{safe}")))
 }
 

@@ -79,10 +79,17 @@ impl Store {
             let path = dir.join(name);
             files::make_dir(&path, mode).map_err(at(&path))?;
             if fs::metadata(&path).map_err(at(&path))?.dev() != device {
-                return Err(OpenError::Split { path, dir: dir.to_path_buf() });
+                return Err(OpenError::Split {
+                    path,
+                    dir: dir.to_path_buf(),
+                });
             }
         }
-        let mut opening = Opening { dir, found: Found::default(), counter: 0 };
+        let mut opening = Opening {
+            dir,
+            found: Found::default(),
+            counter: 0,
+        };
         opening.sweep_temps().map_err(at(&dir.join("tmp")))?;
         let key = opening.key().map_err(at(&dir.join("access.key")))?;
         let mut index = Index::default();
@@ -175,7 +182,9 @@ impl Opening<'_> {
                 if name == pins::pin_name(&pin.interest, pin.kind) {
                     Ok(pin)
                 } else {
-                    Err(RecordError::Contradiction("its name belongs to another interest".into()))
+                    Err(RecordError::Contradiction(
+                        "its name belongs to another interest".into(),
+                    ))
                 }
             });
             match pin {
@@ -258,7 +267,10 @@ pub(super) fn check_files(record: &Record, dir: &Path) -> Result<u64, RecordErro
     }
     for file in &record.files {
         if !is_plain_name(&file.name) {
-            return Err(RecordError::Contradiction(format!("{:?} is not a plain file name", file.name)));
+            return Err(RecordError::Contradiction(format!(
+                "{:?} is not a plain file name",
+                file.name
+            )));
         }
         let meta = match fs::symlink_metadata(dir.join(&file.name)) {
             Ok(meta) => meta,
@@ -269,7 +281,9 @@ pub(super) fn check_files(record: &Record, dir: &Path) -> Result<u64, RecordErro
         };
         if !meta.is_file() || meta.len() != file.size {
             let (name, size, is) = (&file.name, file.size, meta.len());
-            return Err(RecordError::Contradiction(format!("{name} should be a file of {size} bytes and has {is}")));
+            return Err(RecordError::Contradiction(format!(
+                "{name} should be a file of {size} bytes and has {is}"
+            )));
         }
         bytes += allocated(&meta);
     }

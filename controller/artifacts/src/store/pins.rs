@@ -24,7 +24,9 @@ impl Store {
         let slot = (interest.clone(), id.0);
         let (pin, old) = {
             let mut index = self.index();
-            let Some(entry) = index.artefacts.get_mut(id) else { return Ok(false) };
+            let Some(entry) = index.artefacts.get_mut(id) else {
+                return Ok(false);
+            };
             entry.last_used = SystemTime::now();
             let pin = PinRecord {
                 version: VERSION,
@@ -98,8 +100,14 @@ impl Store {
 
     /// Remembers the last use across restarts as the directory's time; roughly is good enough.
     fn touch(&self, id: &Id) {
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        let times = Timestamps { last_access: now, last_modification: now };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
         let path: PathBuf = self.published(id);
         if let Err(error) = utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW) {
             tracing::debug!(path = %path.display(), %error, "the time of last use was not recorded");

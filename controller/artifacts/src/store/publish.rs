@@ -34,10 +34,20 @@ impl Store {
             source: source.to_string(),
         };
         let intents = self.0.dir.join("intents");
-        files::replace(&intents, &file_name(&id), &record::encode(&intent)?, &self.temp("intent"))?;
+        files::replace(
+            &intents,
+            &file_name(&id),
+            &record::encode(&intent)?,
+            &self.temp("intent"),
+        )?;
         let dir = self.temp("pull");
         let made = files::make_dir(&dir, 0o700);
-        let pull = Pull { id, dir, digest: digest.to_string(), source: source.to_string() };
+        let pull = Pull {
+            id,
+            dir,
+            digest: digest.to_string(),
+            source: source.to_string(),
+        };
         if let Err(error) = made {
             self.abandon(&pull);
             return Err(error);
@@ -59,10 +69,15 @@ impl Store {
         let mut listed = Vec::new();
         for name in content.files() {
             if !open::is_plain_name(name) || name == RECORD {
-                return Err(io::Error::other(format!("the work names its file {name:?}, which is not a plain name")));
+                return Err(io::Error::other(format!(
+                    "the work names its file {name:?}, which is not a plain name"
+                )));
             }
             let size = fs::symlink_metadata(pull.dir.join(name))?.len();
-            listed.push(FileRecord { name: name.to_string(), size });
+            listed.push(FileRecord {
+                name: name.to_string(),
+                size,
+            });
         }
         let record = Record {
             version: VERSION,
@@ -114,7 +129,9 @@ impl Store {
     /// # Errors
     /// Of the disk.
     pub fn grant(&self, id: &Id, proof: &str) -> io::Result<()> {
-        let Some(mut proofs) = self.index().artefacts.get(id).map(|e| e.proofs.clone()) else { return Ok(()) };
+        let Some(mut proofs) = self.index().artefacts.get(id).map(|e| e.proofs.clone()) else {
+            return Ok(());
+        };
         if !proofs.insert(proof.to_string()) {
             return Ok(());
         }
@@ -126,7 +143,10 @@ impl Store {
     }
 
     fn write_access(&self, id: &Id, proofs: std::collections::BTreeSet<String>) -> io::Result<()> {
-        let access = AccessRecord { version: VERSION, proofs };
+        let access = AccessRecord {
+            version: VERSION,
+            proofs,
+        };
         let dir = self.0.dir.join("access");
         files::replace(&dir, &file_name(id), &record::encode(&access)?, &self.temp("access"))
     }

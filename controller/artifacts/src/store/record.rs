@@ -81,7 +81,13 @@ impl Content {
     pub fn files(&self) -> Vec<&str> {
         match self {
             Content::Image { disk, .. } => vec![disk],
-            Content::Kernel { kernel, modules_tar, modules_disk, initrd, .. } => {
+            Content::Kernel {
+                kernel,
+                modules_tar,
+                modules_disk,
+                initrd,
+                ..
+            } => {
                 let optional = [modules_tar, modules_disk, initrd].into_iter().flatten();
                 std::iter::once(kernel).chain(optional).map(String::as_str).collect()
             }
@@ -179,10 +185,21 @@ pub enum Artefact {
 
 /// What callers get for a record whose files are in `dir` and occupy `allocated` bytes.
 pub fn artefact(record: &Record, dir: &Path, allocated: u64) -> Artefact {
-    let size = |name: &str| record.files.iter().find(|f| f.name == name).map(|f| f.size).unwrap_or_default();
+    let size = |name: &str| {
+        record
+            .files
+            .iter()
+            .find(|f| f.name == name)
+            .map(|f| f.size)
+            .unwrap_or_default()
+    };
     let optional = |name: &Option<String>| name.as_ref().map(|n| dir.join(n));
     match &record.content {
-        Content::Image { disk, content_hash, config } => Artefact::Image(Arc::new(ImageDisk {
+        Content::Image {
+            disk,
+            content_hash,
+            config,
+        } => Artefact::Image(Arc::new(ImageDisk {
             id: record.id.clone(),
             digest: record.digest.clone(),
             path: dir.join(disk),
@@ -191,17 +208,22 @@ pub fn artefact(record: &Record, dir: &Path, allocated: u64) -> Artefact {
             config: config.clone(),
             content_hash: content_hash.clone(),
         })),
-        Content::Kernel { kernel, boot_format, version, modules_tar, modules_disk, initrd } => {
-            Artefact::Kernel(Arc::new(KernelFiles {
-                id: record.id.clone(),
-                digest: record.digest.clone(),
-                kernel: dir.join(kernel),
-                boot_format: *boot_format,
-                version: version.clone(),
-                modules_tar: optional(modules_tar),
-                modules_disk: optional(modules_disk),
-                initrd: optional(initrd),
-            }))
-        }
+        Content::Kernel {
+            kernel,
+            boot_format,
+            version,
+            modules_tar,
+            modules_disk,
+            initrd,
+        } => Artefact::Kernel(Arc::new(KernelFiles {
+            id: record.id.clone(),
+            digest: record.digest.clone(),
+            kernel: dir.join(kernel),
+            boot_format: *boot_format,
+            version: version.clone(),
+            modules_tar: optional(modules_tar),
+            modules_disk: optional(modules_disk),
+            initrd: optional(initrd),
+        })),
     }
 }

@@ -46,7 +46,13 @@ impl Registry {
             data.display()
         );
         std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(REGISTRY).arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(REGISTRY)
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines
             .by_ref()
@@ -55,7 +61,12 @@ impl Registry {
             .expect("the registry says where it listens");
         // Its log must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Some(Registry { child, _dir: dir, address, http: reqwest::Client::new() })
+        Some(Registry {
+            child,
+            _dir: dir,
+            address,
+            http: reqwest::Client::new(),
+        })
     }
 
     /// Pushes a blob; answers with its descriptor.
@@ -65,7 +76,14 @@ impl Registry {
         let begun = self.http.post(start).send().await.unwrap().error_for_status().unwrap();
         let mut to = begun.url().join(begun.headers()["location"].to_str().unwrap()).unwrap();
         to.query_pairs_mut().append_pair("digest", &digest);
-        self.http.put(to).body(bytes.to_vec()).send().await.unwrap().error_for_status().unwrap();
+        self.http
+            .put(to)
+            .body(bytes.to_vec())
+            .send()
+            .await
+            .unwrap()
+            .error_for_status()
+            .unwrap();
         json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
     }
 
@@ -92,16 +110,28 @@ impl Registry {
             "config": { "Entrypoint": ["/bin/app"], "Env": ["A=b"], "User": "app", "WorkingDir": "/srv" },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
-        let config = self.blob(repository, "application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config).unwrap()).await;
+        let config = self
+            .blob(
+                repository,
+                "application/vnd.oci.image.config.v1+json",
+                &serde_json::to_vec(&config).unwrap(),
+            )
+            .await;
         let mut layers = Vec::new();
         for (at, tar) in tars.iter().enumerate() {
             let layer = if at % 2 == 0 {
                 let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 gzip.write_all(tar).unwrap();
-                self.blob(repository, "application/vnd.oci.image.layer.v1.tar+gzip", &gzip.finish().unwrap()).await
+                self.blob(
+                    repository,
+                    "application/vnd.oci.image.layer.v1.tar+gzip",
+                    &gzip.finish().unwrap(),
+                )
+                .await
             } else {
                 let zstd = zstd::encode_all(&tar[..], 1).unwrap();
-                self.blob(repository, "application/vnd.oci.image.layer.v1.tar+zstd", &zstd).await
+                self.blob(repository, "application/vnd.oci.image.layer.v1.tar+zstd", &zstd)
+                    .await
             };
             layers.push(layer);
         }
@@ -110,7 +140,10 @@ impl Registry {
     }
 
     pub fn source(&self, repository: &str) -> Source {
-        Source::Oci { reference: format!("{}/{repository}:latest", self.address), platform: Some("linux/amd64".into()) }
+        Source::Oci {
+            reference: format!("{}/{repository}:latest", self.address),
+            platform: Some("linux/amd64".into()),
+        }
     }
 }
 
@@ -164,7 +197,12 @@ impl Tar {
 
 /// What debugfs answers.
 pub fn debugfs(disk: &Path, command: &str) -> String {
-    let output = Command::new("debugfs").args(["-R", command]).arg(disk).env("PATH", PATH).output().unwrap();
+    let output = Command::new("debugfs")
+        .args(["-R", command])
+        .arg(disk)
+        .env("PATH", PATH)
+        .output()
+        .unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -172,12 +210,20 @@ const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Fails unless e2fsck finds nothing to say.
 pub fn check(disk: &Path) {
-    let output = Command::new("e2fsck").arg("-fn").arg(disk).env("PATH", PATH).output().unwrap();
+    let output = Command::new("e2fsck")
+        .arg("-fn")
+        .arg(disk)
+        .env("PATH", PATH)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// Asks until the answer is no longer "wait".
-pub async fn settle<T, F: Future<Output = State<T>>>(woken: &mut mpsc::Receiver<Interest>, mut ask: impl FnMut() -> F) -> Result<std::sync::Arc<T>, Failure> {
+pub async fn settle<T, F: Future<Output = State<T>>>(
+    woken: &mut mpsc::Receiver<Interest>,
+    mut ask: impl FnMut() -> F,
+) -> Result<std::sync::Arc<T>, Failure> {
     let asking = async {
         loop {
             match ask().await {
@@ -187,11 +233,16 @@ pub async fn settle<T, F: Future<Output = State<T>>>(woken: &mut mpsc::Receiver<
             };
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), asking).await.expect("it ends")
+    tokio::time::timeout(Duration::from_secs(120), asking)
+        .await
+        .expect("it ends")
 }
 
 /// A handle over an empty store in `dir`.
 pub async fn open(dir: &Path) -> (Artifacts, mpsc::Receiver<Interest>) {
     let (wake, woken) = mpsc::channel(16);
-    (Artifacts::open(Config::new(dir.join("artifacts")), wake).await.unwrap(), woken)
+    (
+        Artifacts::open(Config::new(dir.join("artifacts")), wake).await.unwrap(),
+        woken,
+    )
 }

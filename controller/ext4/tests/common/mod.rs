@@ -1,8 +1,5 @@
 //! What the tests share: images in temporary files, and the e2fsprogs that judge them.
-#![allow(
-    dead_code,
-    reason = "each test binary uses its own part of this module"
-)]
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
@@ -10,10 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::{NamedTempFile, TempDir};
-use vmlet_ext4::{
-    Attributes, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree,
-    Writer,
-};
+use vmlet_ext4::{Attributes, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree, Writer};
 
 pub const MIB: u64 = 1 << 20;
 pub const TIME: Timestamp = Timestamp {
@@ -47,11 +41,7 @@ pub fn data(writer: &mut Writer, bytes: &[u8]) -> FileData {
 
 /// Adds an inode without xattrs under a name.
 pub fn put(tree: &mut Tree, parent: NodeId, name: &[u8], kind: Kind) -> Result<NodeId, Error> {
-    let mode = if kind == Kind::Directory {
-        0o755
-    } else {
-        0o644
-    };
+    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
     put_inode(tree, parent, name, kind, attributes(mode), vec![])
 }
 

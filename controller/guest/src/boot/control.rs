@@ -5,8 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmlet_init::channel::{
-    Answer, CONTROL_PORT, ChosenInit, GuestState, Lines, MAX_REQUEST, Request, decode_request,
-    encode_answer,
+    Answer, CONTROL_PORT, ChosenInit, GuestState, Lines, MAX_REQUEST, Request, decode_request, encode_answer,
 };
 
 use super::files::Root;
@@ -63,12 +62,8 @@ impl Control {
                 Ok(0) => break,
                 Ok(length) => {
                     for line in self.lines.push(&buffer[..length]) {
-                        let request = line
-                            .map_err(|e| e.to_string())
-                            .and_then(|line| decode_request(&line));
-                        let error = request
-                            .and_then(|request| follow(request, &mut asked))
-                            .err();
+                        let request = line.map_err(|e| e.to_string()).and_then(|line| decode_request(&line));
+                        let error = request.and_then(|request| follow(request, &mut asked)).err();
                         let state = if stopping || asked.shutdown.is_some() {
                             GuestState::Stopping
                         } else {
@@ -111,8 +106,7 @@ fn follow(request: Request, asked: &mut Asked) -> Result<(), String> {
             Ok(())
         }
         Request::AuthorizedKeys { authorized_keys } => {
-            let written =
-                Root::open("/").and_then(|root| prepare::authorized_keys(&root, &authorized_keys));
+            let written = Root::open("/").and_then(|root| prepare::authorized_keys(&root, &authorized_keys));
             written.map_err(|error| {
                 log::error(&format!("authorized_keys: {error}"));
                 error.to_string()
@@ -123,9 +117,6 @@ fn follow(request: Request, asked: &mut Asked) -> Result<(), String> {
 
 fn hung_up(port: &File) -> bool {
     let mut polled = [PollFd::new(port, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }

@@ -30,10 +30,7 @@ pub fn mount_root(guest: &mut Guest, uevents: &Uevents) -> Result<(), Failure> {
     let disk = find(&serial, uevents).ok_or_else(|| {
         Failure::new(
             ExitReason::RootNotFound,
-            format!(
-                "no disk with serial {serial:?} within {} s",
-                DEVICE_TIMEOUT.as_secs()
-            ),
+            format!("no disk with serial {serial:?} within {} s", DEVICE_TIMEOUT.as_secs()),
         )
     })?;
     let before = superblock(&disk).because(ExitReason::RootNotMountable)?;
@@ -78,8 +75,7 @@ fn grow(disk: &Disk) -> io::Result<()> {
 fn superblock(disk: &Disk) -> io::Result<Superblock> {
     let mut bytes = [0u8; SUPERBLOCK_SIZE];
     File::open(&disk.device)?.read_exact_at(&mut bytes, SUPERBLOCK_OFFSET)?;
-    Superblock::parse(&bytes)
-        .ok_or_else(|| io::Error::other(format!("{} holds no ext4 file system", disk.device)))
+    Superblock::parse(&bytes).ok_or_else(|| io::Error::other(format!("{} holds no ext4 file system", disk.device)))
 }
 
 /// Mounts the modules disk at `/lib/modules/<version>` of the root.
@@ -87,12 +83,9 @@ pub fn mount_modules(guest: &Guest, root: &Root, uevents: &Uevents) -> io::Resul
     let Some(serial) = &guest.config.modules_serial else {
         return Ok(());
     };
-    let disk = find(serial, uevents)
-        .ok_or_else(|| io::Error::other(format!("no disk with serial {serial:?} for modules")))?;
-    let version = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
+    let disk =
+        find(serial, uevents).ok_or_else(|| io::Error::other(format!("no disk with serial {serial:?} for modules")))?;
+    let version = rustix::system::uname().release().to_string_lossy().into_owned();
     let target = root.directory(&format!("/lib/modules/{version}"), 0o755)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount(
@@ -107,19 +100,16 @@ pub fn mount_modules(guest: &Guest, root: &Root, uevents: &Uevents) -> io::Resul
 
 fn find(serial: &str, uevents: &Uevents) -> Option<Disk> {
     uevents.wait_for(DEVICE_TIMEOUT, || {
-        fs::read_dir("/sys/block")
-            .ok()?
-            .flatten()
-            .find_map(|entry| {
-                let read = |name: &str| fs::read_to_string(entry.path().join(name)).ok();
-                if read("serial")?.trim() != serial {
-                    return None;
-                }
-                let device = format!("/dev/{}", entry.file_name().to_string_lossy());
-                // sysfs counts in sectors of 512 bytes whatever the device's are.
-                let bytes = read("size")?.trim().parse::<u64>().ok()?.checked_mul(512)?;
-                OpenOptions::new().read(true).open(&device).ok()?;
-                Some(Disk { device, bytes })
-            })
+        fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+            let read = |name: &str| fs::read_to_string(entry.path().join(name)).ok();
+            if read("serial")?.trim() != serial {
+                return None;
+            }
+            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
+            // sysfs counts in sectors of 512 bytes whatever the device's are.
+            let bytes = read("size")?.trim().parse::<u64>().ok()?.checked_mul(512)?;
+            OpenOptions::new().read(true).open(&device).ok()?;
+            Some(Disk { device, bytes })
+        })
     })
 }

@@ -77,9 +77,7 @@ impl Events {
 
     /// Sleeps until something happens.
     pub fn next(&mut self) -> Wake {
-        let left = self
-            .deadline
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             self.deadline = None;
             return Wake::Timer;
@@ -90,11 +88,7 @@ impl Events {
             data: epoll::EventData::new_u64(0),
         }; 4];
         let count = epoll::wait(&self.epoll, &mut events, timeout.as_ref()).unwrap_or(0);
-        match events
-            .iter()
-            .take(count)
-            .any(|event| event.data.u64() == SIGNALS)
-        {
+        match events.iter().take(count).any(|event| event.data.u64() == SIGNALS) {
             true => Wake::Signals(self.pending()),
             false => Wake::Other,
         }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat,
-    openat, openat2, renameat, statat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat, openat, openat2, renameat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -33,11 +33,7 @@ pub struct Attributes {
 impl Attributes {
     /// Of a file of root's.
     pub fn root(mode: u32) -> Attributes {
-        Attributes {
-            mode,
-            uid: 0,
-            gid: 0,
-        }
+        Attributes { mode, uid: 0, gid: 0 }
     }
 }
 
@@ -45,17 +41,13 @@ impl Root {
     /// The root at this place.
     pub fn open(path: &str) -> io::Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Root(
-            rustix::fs::open(path, flags, Mode::empty()).map_err(at(path))?,
-        ))
+        Ok(Root(rustix::fs::open(path, flags, Mode::empty()).map_err(at(path))?))
     }
 
     /// A directory, made if it is missing (and its parents with 0755).
     pub fn directory(&self, path: &str, mode: u32) -> io::Result<OwnedFd> {
         let names: Vec<&str> = components(path)?;
-        let mut current = self
-            .resolve(".", OFlags::PATH | OFlags::DIRECTORY)
-            .map_err(at(path))?;
+        let mut current = self.resolve(".", OFlags::PATH | OFlags::DIRECTORY).map_err(at(path))?;
         let mut prefix = String::from(".");
         for (index, name) in names.iter().enumerate() {
             prefix.push('/');
@@ -64,13 +56,8 @@ impl Root {
             // Always from the root: resolved from `current`, an absolute link would mean something else.
             current = match self.resolve(&prefix, flags) {
                 Err(Errno::NOENT) => {
-                    let mode = if index + 1 == names.len() {
-                        mode
-                    } else {
-                        0o755
-                    };
-                    mkdirat(&current, *name, Mode::from_raw_mode(mode))
-                        .map_err(at(format_args!("make {path}")))?;
+                    let mode = if index + 1 == names.len() { mode } else { 0o755 };
+                    mkdirat(&current, *name, Mode::from_raw_mode(mode)).map_err(at(format_args!("make {path}")))?;
                     self.resolve(&prefix, flags).map_err(at(path))?
                 }
                 other => other.map_err(at(path))?,
@@ -88,10 +75,9 @@ impl Root {
             return Ok(());
         }
         let _ = unlinkat(&parent, TEMPORARY, AtFlags::empty());
-        let flags =
-            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = openat(&parent, TEMPORARY, flags, Mode::from_raw_mode(0o600))
-            .map_err(at(format_args!("write {path}")))?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file =
+            openat(&parent, TEMPORARY, flags, Mode::from_raw_mode(0o600)).map_err(at(format_args!("write {path}")))?;
         let mut file = File::from(file);
         let written = file.write_all(content).and_then(|()| {
             fchown(
@@ -118,12 +104,9 @@ impl Root {
 
     /// Whether a path leads to a regular file that root could execute.
     pub fn is_executable(&self, path: &str) -> bool {
-        self.resolve(path, OFlags::PATH)
-            .and_then(fstat)
-            .is_ok_and(|stat| {
-                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-                    && stat.st_mode & 0o111 != 0
-            })
+        self.resolve(path, OFlags::PATH).and_then(fstat).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o111 != 0
+        })
     }
 
     fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -157,10 +140,7 @@ fn read_regular(file: OwnedFd, limit: usize) -> Option<Vec<u8>> {
         return None;
     }
     let mut content = Vec::new();
-    File::from(file)
-        .take(limit as u64 + 1)
-        .read_to_end(&mut content)
-        .ok()?;
+    File::from(file).take(limit as u64 + 1).read_to_end(&mut content).ok()?;
     (content.len() <= limit).then_some(content)
 }
 
@@ -218,8 +198,7 @@ mod tests {
         fn new() -> Fixture {
             let outside = tempfile::tempdir().expect("a directory");
             fs::create_dir(outside.path().join("root")).expect("a root");
-            let root =
-                Root::open(outside.path().join("root").to_str().expect("utf-8")).expect("opens");
+            let root = Root::open(outside.path().join("root").to_str().expect("utf-8")).expect("opens");
             Fixture { outside, root }
         }
 
@@ -234,11 +213,7 @@ mod tests {
         f.root.write("/a/b/c", b"x", me(0o640)).expect("written");
         assert_eq!(fs::read(f.path("a/b/c")).expect("there"), b"x");
         assert_eq!(
-            fs::metadata(f.path("a/b/c"))
-                .expect("there")
-                .permissions()
-                .mode()
-                & 0o7777,
+            fs::metadata(f.path("a/b/c")).expect("there").permissions().mode() & 0o7777,
             0o640
         );
         assert_eq!(fs::read_dir(f.path("a/b")).expect("there").count(), 1);
@@ -252,11 +227,7 @@ mod tests {
         symlink(&victim, f.path("file")).expect("linked");
         f.root.write("/file", b"guest", me(0o644)).expect("written");
         assert_eq!(fs::read_to_string(&victim).expect("there"), "host");
-        assert!(
-            fs::symlink_metadata(f.path("file"))
-                .expect("there")
-                .is_file()
-        );
+        assert!(fs::symlink_metadata(f.path("file")).expect("there").is_file());
     }
 
     #[test]
@@ -265,17 +236,10 @@ mod tests {
         fs::create_dir(f.path("real")).expect("made");
         symlink("/real", f.path("absolute")).expect("linked");
         symlink("../../../real", f.path("climbing")).expect("linked");
-        f.root
-            .write("/absolute/one", b"1", me(0o644))
-            .expect("written");
-        f.root
-            .write("/climbing/two", b"2", me(0o644))
-            .expect("written");
+        f.root.write("/absolute/one", b"1", me(0o644)).expect("written");
+        f.root.write("/climbing/two", b"2", me(0o644)).expect("written");
         assert_eq!(fs::read_dir(f.path("real")).expect("there").count(), 2);
-        assert_eq!(
-            f.root.read("/climbing/one", 10).as_deref(),
-            Some(b"1".as_slice())
-        );
+        assert_eq!(f.root.read("/climbing/one", 10).as_deref(), Some(b"1".as_slice()));
     }
 
     #[test]
@@ -310,25 +274,17 @@ mod tests {
         f.root.write("/f", b"x", me(0o644)).expect("written");
         assert_eq!(fs::metadata(f.path("f")).expect("there").ino(), inode);
         f.root.write("/f", b"x", me(0o600)).expect("written");
-        assert_eq!(
-            fs::metadata(f.path("f")).expect("there").mode() & 0o7777,
-            0o600
-        );
+        assert_eq!(fs::metadata(f.path("f")).expect("there").mode() & 0o7777, 0o600);
     }
 
     #[test]
     fn only_regular_files_of_bounded_size_are_read() {
         let f = Fixture::new();
         fs::write(f.path("f"), "12345").expect("written");
-        rustix::fs::mkfifoat(rustix::fs::CWD, f.path("fifo"), Mode::from_raw_mode(0o644))
-            .expect("made");
+        rustix::fs::mkfifoat(rustix::fs::CWD, f.path("fifo"), Mode::from_raw_mode(0o644)).expect("made");
         assert_eq!(f.root.read("/f", 5).as_deref(), Some(b"12345".as_slice()));
         assert_eq!(
-            [
-                f.root.read("/f", 4),
-                f.root.read("/fifo", 9),
-                f.root.read("/none", 9)
-            ],
+            [f.root.read("/f", 4), f.root.read("/fifo", 9), f.root.read("/none", 9)],
             [None, None, None]
         );
     }
@@ -341,11 +297,7 @@ mod tests {
         fs::write(f.path("lib/systemd/systemd"), "").expect("written");
         symlink("/lib/systemd/systemd", f.path("sbin/init")).expect("linked");
         assert!(!f.root.is_executable("/sbin/init"), "not executable yet");
-        fs::set_permissions(
-            f.path("lib/systemd/systemd"),
-            fs::Permissions::from_mode(0o755),
-        )
-        .expect("set");
+        fs::set_permissions(f.path("lib/systemd/systemd"), fs::Permissions::from_mode(0o755)).expect("set");
         assert!(f.root.is_executable("/sbin/init"));
         assert!(!f.root.is_executable("/sbin"));
     }

@@ -76,11 +76,7 @@ fn serve(guest: &Guest) -> io::Result<()> {
         match events.next() {
             Wake::Timer => {
                 log::error("the init did not power off within the grace period");
-                power::record(
-                    ExitReason::ShutdownForced,
-                    -1,
-                    "init did not power off in time",
-                );
+                power::record(ExitReason::ShutdownForced, -1, "init did not power off in time");
                 power::off()
             }
             // An init on its way down waits for whoever ignores this.
@@ -111,8 +107,7 @@ fn ask_init() {
         Kind::Runit => {
             // runit looks for these modes when it gets SIGCONT (runit(8)).
             let _ = fs::write("/run/runit/reboot", "").and_then(|()| mode("/run/runit/reboot", 0));
-            let _ =
-                fs::write("/run/runit/stopit", "").and_then(|()| mode("/run/runit/stopit", 0o100));
+            let _ = fs::write("/run/runit/stopit", "").and_then(|()| mode("/run/runit/stopit", 0o100));
             signal(libc::SIGCONT);
         }
         Kind::OpenRc => say("/run/openrc/init.ctl", b"0"),
@@ -161,10 +156,7 @@ fn mode(path: &str, mode: u32) -> io::Result<()> {
 /// `struct init_request` of sysvinit (initreq.h): magic, command 1 = change the run level, to '0'.
 fn initctl_power_off() -> Vec<u8> {
     let mut request = vec![0u8; 384];
-    for (field, value) in [0x0309_1969i32, 1, i32::from(b'0'), 0]
-        .into_iter()
-        .enumerate()
-    {
+    for (field, value) in [0x0309_1969i32, 1, i32::from(b'0'), 0].into_iter().enumerate() {
         request[field * 4..field * 4 + 4].copy_from_slice(&value.to_ne_bytes());
     }
     request

@@ -111,12 +111,7 @@ fn boot_id() -> String {
 fn configuration() -> Result<GuestConfig, Failure> {
     let path = format!("/{CONFIG_PATH}");
     let size = fs::metadata(&path)
-        .map_err(|error| {
-            Failure::new(
-                ExitReason::BadConfig,
-                format!("no configuration at {path}: {error}"),
-            )
-        })?
+        .map_err(|error| Failure::new(ExitReason::BadConfig, format!("no configuration at {path}: {error}")))?
         .len();
     if size > MAX_CONFIG as u64 {
         return Err(Failure::new(
@@ -129,10 +124,7 @@ fn configuration() -> Result<GuestConfig, Failure> {
     serde_json::from_slice(&bytes).map_err(|error| {
         Failure::new(
             ExitReason::BadConfig,
-            format!(
-                "the configuration does not parse at column {}",
-                error.column()
-            ),
+            format!("the configuration does not parse at column {}", error.column()),
         )
     })
 }

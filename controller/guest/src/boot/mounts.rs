@@ -75,12 +75,7 @@ fn device_links() -> io::Result<()> {
     }
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     for (source, target, flags, data) in [
-        (
-            "devpts",
-            "/dev/pts",
-            flags,
-            c"mode=0620,gid=5,ptmxmode=0666",
-        ),
+        ("devpts", "/dev/pts", flags, c"mode=0620,gid=5,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", flags | MountFlags::NODEV, c"mode=1777"),
     ] {
         fs::create_dir_all(target)?;

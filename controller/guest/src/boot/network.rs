@@ -16,13 +16,8 @@ use super::{DEVICE_TIMEOUT, log};
 
 /// Brings up what the configuration says.
 pub fn bring_up(config: &GuestConfig, uevents: &Uevents) -> Result<(), Failure> {
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .because(ExitReason::SetupFailed)?;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .because(ExitReason::SetupFailed)?;
     if let Err(error) = up(&socket, "lo") {
         log::error(&format!("lo: {error}"));
     }
@@ -70,12 +65,7 @@ fn interface() -> Option<String> {
 fn request(name: &str) -> libc::ifreq {
     // SAFETY: an ifreq is plain data; all zeroes is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .take(libc::IFNAMSIZ - 1)
-        .zip(name.bytes())
-    {
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request
@@ -92,12 +82,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     }
 }
 
-fn set_address(
-    socket: &OwnedFd,
-    name: &str,
-    which: libc::c_ulong,
-    address: Ipv4Addr,
-) -> io::Result<()> {
+fn set_address(socket: &OwnedFd, name: &str, which: libc::c_ulong, address: Ipv4Addr) -> io::Result<()> {
     let mut request = request(name);
     request.ifr_ifru.ifru_addr = socket_address(address);
     // SAFETY: both requests read an ifreq through the pointer.
@@ -108,13 +93,7 @@ fn up(socket: &OwnedFd, name: &str) -> io::Result<()> {
     let mut request = request(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request reads an ifreq through the pointer.
-    checked(unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw mut request,
-        )
-    })
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
 }
 
 fn default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> io::Result<()> {

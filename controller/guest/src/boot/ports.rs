@@ -14,9 +14,9 @@ const CONSOLE: &str = "0x0003";
 /// Waits until the ports of the channel have their names, if there is a device that has ports.
 pub fn wait(uevents: &Uevents) {
     let has_device = fs::read_dir("/sys/bus/virtio/devices").is_ok_and(|devices| {
-        devices.flatten().any(|d| {
-            fs::read_to_string(d.path().join("device")).is_ok_and(|id| id.trim() == CONSOLE)
-        })
+        devices
+            .flatten()
+            .any(|d| fs::read_to_string(d.path().join("device")).is_ok_and(|id| id.trim() == CONSOLE))
     });
     if has_device {
         uevents.wait_for(Duration::from_secs(5), || find(EXIT_PORT));
@@ -38,8 +38,7 @@ fn find(name: &str) -> Option<String> {
         .ok()?
         .flatten()
         .find_map(|port| {
-            let is_it =
-                fs::read_to_string(port.path().join("name")).is_ok_and(|n| n.trim() == name);
+            let is_it = fs::read_to_string(port.path().join("name")).is_ok_and(|n| n.trim() == name);
             is_it.then(|| format!("/dev/{}", port.file_name().to_string_lossy()))
         })
 }

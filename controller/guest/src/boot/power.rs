@@ -61,11 +61,7 @@ fn end(command: RebootCommand, sysrq: &str) -> ! {
 fn settle() {
     rustix::fs::sync();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    for target in mounts
-        .lines()
-        .rev()
-        .filter_map(|line| line.split(' ').nth(1))
-    {
+    for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
         let kernels = ["/dev", "/proc", "/sys"]
             .iter()
             .any(|own| Path::new(target).starts_with(own));

@@ -30,10 +30,7 @@ pub fn write_files(config: &GuestConfig, root: &Root) -> Result<(), Failure> {
 }
 
 fn identity(config: &GuestConfig, root: &Root) -> io::Result<()> {
-    let address = config
-        .network
-        .as_ref()
-        .and_then(|n| n.address.split('/').next());
+    let address = config.network.as_ref().and_then(|n| n.address.split('/').next());
     if !config.hostname.is_empty() {
         rustix::system::sethostname(config.hostname.as_bytes())?;
         root.write(

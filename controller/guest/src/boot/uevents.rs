@@ -15,12 +15,7 @@ impl Uevents {
     /// Starts to listen.
     pub fn open() -> io::Result<Uevents> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::DGRAM,
-            flags,
-            Some(KOBJECT_UEVENT),
-        )?;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
         bind(&socket, &SocketAddrNetlink::new(0, 1))?;
         Ok(Uevents(socket))
     }

@@ -23,12 +23,7 @@ use super::{Guest, mounts, ports, power, uptime};
 const GRACE_INSIDE: u64 = 30_000;
 
 /// Runs it, and powers off when it has ended.
-pub fn run(
-    mut guest: Guest,
-    argv: &[String],
-    interactive: bool,
-    user: &User,
-) -> Result<Infallible, Failure> {
+pub fn run(mut guest: Guest, argv: &[String], interactive: bool, user: &User) -> Result<Infallible, Failure> {
     mounts::for_entrypoint().because(ExitReason::SetupFailed)?;
     let mut events = Events::open(&signals()).because(ExitReason::InitFailed)?;
     let workload = start(&guest, argv, interactive, user)?;
@@ -105,16 +100,14 @@ fn start(guest: &Guest, argv: &[String], interactive: bool, user: &User) -> Resu
         let _ = chown("/dev/console", Some(user.uid), None);
     }
     if interactive {
-        command.env("TERM", "vt220").stdin(Stdio::from(
-            console.try_clone().because(ExitReason::InitFailed)?,
-        ));
+        command
+            .env("TERM", "vt220")
+            .stdin(Stdio::from(console.try_clone().because(ExitReason::InitFailed)?));
     } else {
         command.stdin(Stdio::null());
     }
     command
-        .stdout(Stdio::from(
-            console.try_clone().because(ExitReason::InitFailed)?,
-        ))
+        .stdout(Stdio::from(console.try_clone().because(ExitReason::InitFailed)?))
         .stderr(Stdio::from(console));
     let identity = user.clone();
     // SAFETY: between fork and exec only system calls are made, on memory that existed before.
@@ -198,9 +191,7 @@ fn meaning(signal: i32) -> Option<Input> {
     let realtime = signal - libc::SIGRTMIN();
     match (signal, realtime) {
         // Ctrl-Alt-Del from the host is SIGINT.
-        (libc::SIGINT | libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGPWR, _) | (_, 3 | 4) => {
-            Some(Input::PowerOff)
-        }
+        (libc::SIGINT | libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGPWR, _) | (_, 3 | 4) => Some(Input::PowerOff),
         (libc::SIGTERM, _) | (_, 5) => Some(Input::Reboot),
         _ => None,
     }

@@ -12,8 +12,8 @@ mod wire;
 
 pub use record::{ExitReason, ExitRecord, RECORD_COPIES, RECORD_SIZE, parse_boot_id};
 pub use wire::{
-    Answer, ChosenInit, GuestState, LineTooLong, Lines, MAX_ANSWER, MAX_REQUEST, Request, Shutdown,
-    Timings, decode_answer, decode_request, encode_answer, encode_request,
+    Answer, ChosenInit, GuestState, LineTooLong, Lines, MAX_ANSWER, MAX_REQUEST, Request, Shutdown, Timings,
+    decode_answer, decode_request, encode_answer, encode_request,
 };
 
 /// Held open by the guest while its workload (or the image's init) runs.

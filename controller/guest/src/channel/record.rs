@@ -174,11 +174,7 @@ fn cut(text: &str, length: usize) -> &str {
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |c, _| {
-            if c & 1 == 1 {
-                c >> 1 ^ 0xEDB8_8320
-            } else {
-                c >> 1
-            }
+            if c & 1 == 1 { c >> 1 ^ 0xEDB8_8320 } else { c >> 1 }
         })
     })
 }
@@ -199,10 +195,7 @@ mod tests {
     #[test]
     fn every_reason_survives_the_round_trip() {
         for reason in ExitReason::ALL {
-            let record = ExitRecord {
-                reason,
-                ..record(-1)
-            };
+            let record = ExitRecord { reason, ..record(-1) };
             assert_eq!(ExitRecord::decode(&record.encode()), Some(record));
         }
     }
@@ -252,10 +245,7 @@ mod tests {
 
     #[test]
     fn a_boot_id_prints_as_the_kernel_prints_it() {
-        assert_eq!(
-            record(0).boot_id_text(),
-            "01234567-89ab-cdef-0123-456789abcdef"
-        );
+        assert_eq!(record(0).boot_id_text(), "01234567-89ab-cdef-0123-456789abcdef");
         assert_eq!(parse_boot_id("01234567"), None);
         assert_eq!(parse_boot_id("0123456789abcdef0123456789abcdeg"), None);
     }

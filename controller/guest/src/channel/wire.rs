@@ -226,10 +226,7 @@ mod tests {
     fn an_answer_of_a_newer_guest_is_read() {
         let line = br#"{"bootId":"x","state":"Running","init":"Image","dance":[1]}"#;
         let answer = decode_answer(line).expect("an answer");
-        assert_eq!(
-            (answer.state, answer.init),
-            (GuestState::Running, ChosenInit::Image)
-        );
+        assert_eq!((answer.state, answer.init), (GuestState::Running, ChosenInit::Image));
         let again = encode_answer(&answer);
         assert_eq!(decode_answer(&again), Ok(answer));
     }
@@ -238,10 +235,7 @@ mod tests {
     fn lines_come_out_however_they_are_cut() {
         let mut lines = Lines::new(8);
         assert_eq!(lines.push(b"a"), []);
-        assert_eq!(
-            lines.push(b"b\n\nc\nd"),
-            [Ok(b"ab".to_vec()), Ok(b"c".to_vec())]
-        );
+        assert_eq!(lines.push(b"b\n\nc\nd"), [Ok(b"ab".to_vec()), Ok(b"c".to_vec())]);
         lines.clear();
         assert_eq!(lines.push(b"e\n"), [Ok(b"e".to_vec())]);
     }
@@ -253,10 +247,7 @@ mod tests {
             assert_eq!(lines.push(b"xxx"), []);
             assert!(lines.buffer.capacity() <= 16);
         }
-        assert_eq!(
-            lines.push(b"\nok\n"),
-            [Err(LineTooLong(4)), Ok(b"ok".to_vec())]
-        );
+        assert_eq!(lines.push(b"\nok\n"), [Err(LineTooLong(4)), Ok(b"ok".to_vec())]);
         assert_eq!(
             lines.push(b"1234\n12345\n"),
             [Ok(b"1234".to_vec()), Err(LineTooLong(4))]

@@ -13,18 +13,13 @@ pub fn modinfo(elf: &[u8]) -> Option<Vec<(&str, &str)>> {
         let header = headers.checked_add(index.checked_mul(size)?)?;
         let start = number(elf, header.checked_add(0x18)?, 8)?;
         let length = number(elf, header.checked_add(0x20)?, 8)?;
-        Some((
-            number(elf, header, 4)?,
-            elf.get(start..start.checked_add(length)?)?,
-        ))
+        Some((number(elf, header, 4)?, elf.get(start..start.checked_add(length)?)?))
     };
     let (_, names) = section(names_index)?;
     // A section without bytes in the file (.bss) may claim any size; it is not the one looked for.
-    let (_, content) = (0..count).filter_map(section).find(|(name, _)| {
-        names
-            .get(*name..)
-            .is_some_and(|rest| rest.starts_with(b".modinfo\0"))
-    })?;
+    let (_, content) = (0..count)
+        .filter_map(section)
+        .find(|(name, _)| names.get(*name..).is_some_and(|rest| rest.starts_with(b".modinfo\0")))?;
     let entries = content
         .split(|byte| *byte == 0)
         .filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('='));

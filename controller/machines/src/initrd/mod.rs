@@ -37,9 +37,7 @@ pub enum InitrdError {
         error: io::Error,
     },
     /// The archive of modules holds something that is not a module.
-    #[error(
-        "module {name} of the kernel's modules archive is damaged: {problem}; package the kernel again"
-    )]
+    #[error("module {name} of the kernel's modules archive is damaged: {problem}; package the kernel again")]
     BadModule {
         /// Which.
         name: String,
@@ -55,11 +53,7 @@ pub enum InitrdError {
 ///
 /// # Errors
 /// See [`InitrdError`].
-pub fn ensure(
-    cache: &Path,
-    kernel_digest: &str,
-    modules_tar: Option<&Path>,
-) -> Result<PathBuf, InitrdError> {
+pub fn ensure(cache: &Path, kernel_digest: &str, modules_tar: Option<&Path>) -> Result<PathBuf, InitrdError> {
     let path = cache.join(name(kernel_digest, modules_tar.is_some()));
     if path.exists() {
         return Ok(path);
@@ -103,17 +97,10 @@ pub fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     archive.file("init", 0o755, init);
     archive.directory("vmlet", 0o700);
     archive.directory("vmlet/modules", 0o700);
-    let order: String = modules
-        .iter()
-        .map(|module| format!("{}.ko\n", module.name))
-        .collect();
+    let order: String = modules.iter().map(|module| format!("{}.ko\n", module.name)).collect();
     archive.file("vmlet/modules/order", 0o600, order.as_bytes());
     for module in modules {
-        archive.file(
-            &format!("vmlet/modules/{}.ko", module.name),
-            0o600,
-            &module.content,
-        );
+        archive.file(&format!("vmlet/modules/{}.ko", module.name), 0o600, &module.content);
     }
     archive.finish()
 }
@@ -129,10 +116,7 @@ fn name(kernel_digest: &str, with_modules: bool) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn publish(cache: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
@@ -140,10 +124,7 @@ fn publish(cache: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = cache.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -167,10 +148,7 @@ mod tests {
         let bytes = fs::read(&path).expect("there");
         assert_eq!(bytes, build(INIT, &[]));
         fs::write(&path, "kept").expect("written");
-        assert_eq!(
-            ensure(cache.path(), "sha256:../../x", None).expect("made"),
-            path
-        );
+        assert_eq!(ensure(cache.path(), "sha256:../../x", None).expect("made"), path);
         assert_eq!(
             fs::read(&path).expect("there"),
             b"kept",
@@ -195,10 +173,7 @@ mod tests {
         let tar = cache.path().join("modules.tar");
         fs::write(&tar, vec![7u8; 2048]).expect("written");
         let initrds = cache.path().join("initrds");
-        assert!(matches!(
-            ensure(&initrds, "d", Some(&tar)),
-            Err(InitrdError::Io { .. })
-        ));
+        assert!(matches!(ensure(&initrds, "d", Some(&tar)), Err(InitrdError::Io { .. })));
         assert!(!initrds.exists());
     }
 

@@ -132,14 +132,9 @@ impl Found<'_> {
             .get(name)
             .ok_or_else(|| bad("a module depends on it, and it is missing".to_owned()))?;
         let content = unpack(self.file, place).map_err(|error| bad(error.to_string()))?;
-        let entries = elf::modinfo(&content)
-            .ok_or_else(|| bad("it is no ELF object with a .modinfo section".to_owned()))?;
-        let values = |key| {
-            entries
-                .iter()
-                .filter(move |(k, _)| *k == key)
-                .map(|(_, value)| *value)
-        };
+        let entries =
+            elf::modinfo(&content).ok_or_else(|| bad("it is no ELF object with a .modinfo section".to_owned()))?;
+        let values = |key| entries.iter().filter(move |(k, _)| *k == key).map(|(_, value)| *value);
         let hard = values("depends")
             .flat_map(|value| value.split(','))
             .filter(|d| !d.is_empty())
@@ -178,8 +173,7 @@ fn unpack(file: &File, place: &Place) -> io::Result<Vec<u8>> {
     let mut raw = vec![0u8; place.size as usize];
     file.read_exact_at(&mut raw, place.offset)?;
     let mut unpacked = Vec::new();
-    let mut limited =
-        |reader: &mut dyn Read| reader.take(MAX_MODULE + 1).read_to_end(&mut unpacked);
+    let mut limited = |reader: &mut dyn Read| reader.take(MAX_MODULE + 1).read_to_end(&mut unpacked);
     match place.packing {
         Packing::None => return Ok(raw),
         Packing::Gzip => limited(&mut flate2::read::MultiGzDecoder::new(raw.as_slice()))?,
@@ -229,33 +223,15 @@ mod tests {
                 "lib/modules/6/kernel/virtio_blk.ko",
                 module_with(b"depends=virtio,virtio_ring\0"),
             ),
-            (
-                "lib/modules/6/kernel/virtio-rng.ko",
-                module_with(b"depends=virtio\0"),
-            ),
+            ("lib/modules/6/kernel/virtio-rng.ko", module_with(b"depends=virtio\0")),
             ("lib/modules/6/kernel/virtio.ko", module_with(b"depends=\0")),
-            (
-                "lib/modules/6/kernel/virtio_ring.ko",
-                module_with(b"depends=virtio\0"),
-            ),
-            (
-                "lib/modules/6/kernel/unrelated.ko",
-                module_with(b"depends=\0"),
-            ),
-            (
-                "lib/modules/6/kernel/pvpanic-pci.ko",
-                module_with(b"depends=\0"),
-            ),
+            ("lib/modules/6/kernel/virtio_ring.ko", module_with(b"depends=virtio\0")),
+            ("lib/modules/6/kernel/unrelated.ko", module_with(b"depends=\0")),
+            ("lib/modules/6/kernel/pvpanic-pci.ko", module_with(b"depends=\0")),
         ]);
         assert_eq!(
             order,
-            [
-                "pvpanic_pci",
-                "virtio",
-                "virtio_ring",
-                "virtio_blk",
-                "virtio_rng"
-            ]
+            ["pvpanic_pci", "virtio", "virtio_ring", "virtio_blk", "virtio_rng"]
         );
     }
 
@@ -274,17 +250,13 @@ mod tests {
     #[test]
     fn packed_modules_are_unpacked() {
         let plain = module_with(b"depends=\0");
-        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1))
-            .expect("a writer");
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).expect("a writer");
         xz.write_all(&plain).expect("written");
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).expect("written");
         let tar = archive(&[
             ("button.ko.xz", xz.finish().expect("finished")),
-            (
-                "ext4.ko.zst",
-                zstd::encode_all(plain.as_slice(), 1).expect("packed"),
-            ),
+            ("ext4.ko.zst", zstd::encode_all(plain.as_slice(), 1).expect("packed")),
             ("virtio_net.ko.gz", gzip.finish().expect("finished")),
         ]);
         let modules = closure(tar.path()).expect("a closure");
@@ -306,17 +278,11 @@ mod tests {
         let error = closure(tar.path()).expect_err("refused").to_string();
         assert!(error.contains("gone"), "{error}");
         let tar = archive(&[("button.ko", b"rubbish".to_vec())]);
-        assert!(matches!(
-            closure(tar.path()),
-            Err(InitrdError::BadModule { .. })
-        ));
+        assert!(matches!(closure(tar.path()), Err(InitrdError::BadModule { .. })));
     }
 
     #[test]
     fn an_archive_without_modules_needs_none() {
-        assert_eq!(
-            names(&[("lib/modules/6/modules.builtin", vec![])]),
-            [] as [&str; 0]
-        );
+        assert_eq!(names(&[("lib/modules/6/modules.builtin", vec![])]), [] as [&str; 0]);
     }
 }

@@ -29,7 +29,12 @@ impl Machine {
     pub(super) async fn guest_ended(&mut self, end: End) {
         self.drain_console().await;
         // A crash between the two: the record has the verdict already, only the quitting is left.
-        if self.record.termination.as_ref().is_none_or(|t| t.run != self.record.run) {
+        if self
+            .record
+            .termination
+            .as_ref()
+            .is_none_or(|t| t.run != self.record.run)
+        {
             let exit = match end {
                 End::Shutdown { .. } => self.read_exit_record().await,
                 _ => None,
@@ -40,7 +45,10 @@ impl Machine {
         if let Some(process) = &self.process
             && tokio::time::timeout(QUIT, process.exited()).await.is_err()
         {
-            tracing::warn!(uid = self.uid, "the VMM did not quit after its guest had ended; killing it");
+            tracing::warn!(
+                uid = self.uid,
+                "the VMM did not quit after its guest had ended; killing it"
+            );
             let _ = process.kill();
             process.exited().await;
         }
@@ -75,8 +83,16 @@ impl Machine {
     /// The VMM's process is gone.
     pub(super) async fn vmm_ended(&mut self) {
         let status = self.process.as_mut().and_then(Process::reap);
-        if self.record.termination.as_ref().is_none_or(|t| t.run != self.record.run) {
-            let end = self.too_slow.take().unwrap_or_else(|| self.gone(status.map(|s| s.to_string())));
+        if self
+            .record
+            .termination
+            .as_ref()
+            .is_none_or(|t| t.run != self.record.run)
+        {
+            let end = self
+                .too_slow
+                .take()
+                .unwrap_or_else(|| self.gone(status.map(|s| s.to_string())));
             self.terminate(end, None);
         }
         self.gone_for_good();

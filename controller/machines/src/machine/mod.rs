@@ -164,7 +164,10 @@ impl Machine {
             Found::Record(record) => *record,
             Found::None => Record::new(uid),
             Found::SetAside { path, why } => {
-                let message = format!("its record could not be used and was set aside as {}: {why}", path.display());
+                let message = format!(
+                    "its record could not be used and was set aside as {}: {why}",
+                    path.display()
+                );
                 tracing::error!(uid, "{message}");
                 problem = Some(message);
                 Record::new(uid)
@@ -182,7 +185,10 @@ impl Machine {
             link: Link::None,
             guest: Guest::default(),
             ports: Ports::default(),
-            drain: Drain { at: None, pause: DRAIN.0 },
+            drain: Drain {
+                at: None,
+                pause: DRAIN.0,
+            },
             busy: None,
             deleted: false,
             too_slow: None,
@@ -343,7 +349,9 @@ impl Machine {
         } else if self.record.ready_at.is_none() {
             Phase::Starting
         } else {
-            Phase::Running { guest_ready: self.guest.ready }
+            Phase::Running {
+                guest_ready: self.guest.ready,
+            }
         }
     }
 
@@ -365,7 +373,11 @@ impl Machine {
                 vmm
             }),
             ports: self.ports.status.clone(),
-            addresses: if alive { vec![GUEST_ADDRESS.to_owned()] } else { Vec::new() },
+            addresses: if alive {
+                vec![GUEST_ADDRESS.to_owned()]
+            } else {
+                Vec::new()
+            },
             disk: record.disk.clone(),
             init: answer.map(|a| a.init),
             guest_warnings: answer.map(|a| a.warnings.clone()).unwrap_or_default(),
@@ -385,7 +397,10 @@ impl Machine {
     }
 
     fn note(&mut self, step: &str) {
-        self.record.timings.push(Timing { step: step.to_owned(), at: SystemTime::now() });
+        self.record.timings.push(Timing {
+            step: step.to_owned(),
+            at: SystemTime::now(),
+        });
     }
 
     /// Writes the record. A failure is told and stops nothing: a VM is never ended by bookkeeping.
@@ -406,4 +421,3 @@ fn instant_of(at: SystemTime) -> Instant {
         Err(_) => now,
     }
 }
-

@@ -121,7 +121,8 @@ impl Machine {
         if self.guest.fresh && !self.guest.answered_vmm {
             let timeout = matches!(error, QmpError::Timeout { .. });
             if timeout {
-                self.kill_too_slow(format!("the VMM did not start: {error}"), false).await;
+                self.kill_too_slow(format!("the VMM did not start: {error}"), false)
+                    .await;
                 return;
             }
         }
@@ -134,7 +135,11 @@ impl Machine {
         let message = format!("its VMM lives and cannot be talked to: {error}");
         tracing::warn!(uid = self.uid, "{message}");
         self.drain.at = None;
-        self.link = Link::Down { retry: Box::pin(tokio::time::sleep(pause)), pause, message };
+        self.link = Link::Down {
+            retry: Box::pin(tokio::time::sleep(pause)),
+            pause,
+            message,
+        };
     }
 
     /// One call to the VMM. A broken connection is noted; None: no answer to use.
@@ -187,7 +192,9 @@ impl Machine {
     }
 
     async fn look_at_status(&mut self) {
-        let Some(answer) = self.call("query-status", json!({})).await else { return };
+        let Some(answer) = self.call("query-status", json!({})).await else {
+            return;
+        };
         let status = VmStatus::parse(answer["status"].as_str().unwrap_or_default());
         self.guest.paused = None;
         match status {
@@ -213,7 +220,9 @@ impl Machine {
     pub(super) async fn retry(&mut self) {
         if self.process.is_some() && self.guest.paused.is_some() {
             // Never blindly: it may have panicked meanwhile, and a panicked guest must not go on.
-            let Some(answer) = self.call("query-status", json!({})).await else { return };
+            let Some(answer) = self.call("query-status", json!({})).await else {
+                return;
+            };
             if VmStatus::parse(answer["status"].as_str().unwrap_or_default()) == VmStatus::IoError {
                 self.call("cont", json!({})).await;
             }
@@ -283,7 +292,9 @@ impl Machine {
         let mut any = false;
         loop {
             let arguments = json!({"device": CONSOLE, "size": 65536, "format": "base64"});
-            let Some(answer) = self.call("ringbuf-read", arguments).await else { break };
+            let Some(answer) = self.call("ringbuf-read", arguments).await else {
+                break;
+            };
             let bytes = STANDARD.decode(answer.as_str().unwrap_or_default()).unwrap_or_default();
             any |= !bytes.is_empty();
             if let Err(error) = self.console.append(&bytes) {
@@ -295,7 +306,11 @@ impl Machine {
         }
         self.bound_vmm_log();
         let (shortest, longest) = DRAIN;
-        self.drain.pause = if any { shortest } else { (self.drain.pause * 2).min(longest) };
+        self.drain.pause = if any {
+            shortest
+        } else {
+            (self.drain.pause * 2).min(longest)
+        };
         self.drain.at = matches!(self.link, Link::Up(_)).then(|| Instant::now() + self.drain.pause);
         debug_assert!(CONSOLE_RING >= 65536);
     }
@@ -351,15 +366,19 @@ impl Machine {
     }
 
     async fn monitor_command(&mut self, line: String) -> Option<String> {
-        let answer = self.call("human-monitor-command", json!({"command-line": line})).await?;
+        let answer = self
+            .call("human-monitor-command", json!({"command-line": line}))
+            .await?;
         Some(answer.as_str().unwrap_or_default().to_owned())
     }
 }
 
 fn is_ready(chardevs: &Value) -> bool {
-    chardevs.as_array().into_iter().flatten().any(|device| {
-        device["label"] == READY && device["frontend-open"].as_bool() == Some(true)
-    })
+    chardevs
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|device| device["label"] == READY && device["frontend-open"].as_bool() == Some(true))
 }
 
 /// The guest says what it likes: only what looks like a boot id is taken for one.

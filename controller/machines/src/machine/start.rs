@@ -24,7 +24,10 @@ impl Machine {
         tracing::info!(uid = self.uid, name = spec.name, run, "starting");
         self.busy = Some(Phase::Starting);
         self.problem = None;
-        self.guest = Guest { fresh: true, ..Guest::default() };
+        self.guest = Guest {
+            fresh: true,
+            ..Guest::default()
+        };
         self.ports = Ports::default();
         self.record.begin(run);
         self.record.ports.clone_from(&spec.ports);
@@ -187,9 +190,7 @@ impl Machine {
             return None;
         }
         match (self.record.ready_at, self.record.started_at) {
-            (None, Some(started)) => {
-                Some(super::instant_of(started + self.host.config.guest_deadline))
-            }
+            (None, Some(started)) => Some(super::instant_of(started + self.host.config.guest_deadline)),
             _ => self.guest.reboot_deadline,
         }
     }
@@ -208,11 +209,7 @@ impl Machine {
     }
 
     /// Says how this run ended, from how it was seen to end.
-    pub(super) fn terminate(
-        &mut self,
-        end: End,
-        exit: Option<&vmlet_init::channel::ExitRecord>,
-    ) {
+    pub(super) fn terminate(&mut self, end: End, exit: Option<&vmlet_init::channel::ExitRecord>) {
         let verdict = verdict(&Evidence {
             end,
             record: exit,
@@ -246,5 +243,8 @@ fn command_line(
         qboot: qemu.qboot && prepared.kernel_is_elf,
         kernel_args: &spec.kernel_args,
     };
-    arguments(&line, &prepared.descriptors).into_iter().map(OsString::from).collect()
+    arguments(&line, &prepared.descriptors)
+        .into_iter()
+        .map(OsString::from)
+        .collect()
 }

@@ -14,15 +14,27 @@ impl Machine {
     /// Begins a stop, or shortens one. The deadline is recorded: another agent goes on from it.
     pub(super) async fn begin_stop(&mut self, grace: Duration, deleting: bool) {
         // What was never ready has written nothing that a deletion would miss.
-        let grace = if deleting && self.record.ready_at.is_none() { Duration::ZERO } else { grace };
+        let grace = if deleting && self.record.ready_at.is_none() {
+            Duration::ZERO
+        } else {
+            grace
+        };
         let deadline = SystemTime::now() + grace.min(Duration::from_secs(365 * 86400));
         let stop = match self.record.stop {
             // Goals come again and again: only what is shorter by more than a moment is another one.
             Some(stop) if stop.killed || deadline + Duration::from_millis(50) >= stop.deadline => return,
             Some(stop) => Stop { deadline, ..stop },
             None => {
-                tracing::info!(uid = self.uid, run = self.record.run, grace = grace.as_secs(), "stopping");
-                Stop { deadline, killed: false }
+                tracing::info!(
+                    uid = self.uid,
+                    run = self.record.run,
+                    grace = grace.as_secs(),
+                    "stopping"
+                );
+                Stop {
+                    deadline,
+                    killed: false,
+                }
             }
         };
         self.record.stop = Some(stop);

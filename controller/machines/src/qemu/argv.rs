@@ -274,10 +274,7 @@ mod tests {
     #[test]
     fn a_reset_ends_the_guest_until_it_was_ready() {
         let argv = arguments(&line(&[]), &FDS);
-        assert_eq!(
-            values(&argv, "-action"),
-            ["reboot=shutdown,shutdown=pause,panic=pause"]
-        );
+        assert_eq!(values(&argv, "-action"), ["reboot=shutdown,shutdown=pause,panic=pause"]);
     }
 
     #[test]
@@ -298,7 +295,13 @@ mod tests {
     #[test]
     fn kernel_arguments_come_last_and_a_bzimage_gets_no_qboot() {
         let args = ["a=b".to_owned(), "c,d".to_owned()];
-        let argv = arguments(&Line { qboot: false, ..line(&args) }, &FDS);
+        let argv = arguments(
+            &Line {
+                qboot: false,
+                ..line(&args)
+            },
+            &FDS,
+        );
         assert!(values(&argv, "-append")[0].ends_with("cryptomgr.notests a=b c,d"));
         assert!(!argv.contains(&"-bios".to_owned()));
     }
@@ -312,7 +315,10 @@ mod tests {
 
     #[test]
     fn the_blockdev_documents_are_json() {
-        let with = Descriptors { modules: Some(16), ..FDS };
+        let with = Descriptors {
+            modules: Some(16),
+            ..FDS
+        };
         for text in values(&arguments(&line(&[]), &with), "-blockdev") {
             serde_json::from_str::<serde_json::Value>(text).expect("json");
         }

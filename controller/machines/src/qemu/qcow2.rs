@@ -135,8 +135,8 @@ pub fn read(file: &File) -> Result<Overlay, Qcow2Error> {
     ) else {
         return Err(cut);
     };
-    let base_id = find_extension(bytes, length as usize, EXTENSION_BASE_ID)
-        .ok_or(not_ours("it names no base identity"))?;
+    let base_id =
+        find_extension(bytes, length as usize, EXTENSION_BASE_ID).ok_or(not_ours("it names no base identity"))?;
     let base = usize::try_from(backing_at)
         .ok()
         .and_then(|from| bytes.get(from..from.checked_add(backing_len as usize)?))
@@ -215,7 +215,12 @@ mod tests {
 
     /// What qemu-img says, or None with a word where it is not installed.
     fn qemu_img(args: &[&str], file: &Path) -> Option<serde_json::Value> {
-        let Ok(output) = Command::new("qemu-img").args(args).arg("--output=json").arg(file).output() else {
+        let Ok(output) = Command::new("qemu-img")
+            .args(args)
+            .arg("--output=json")
+            .arg(file)
+            .output()
+        else {
             println!("skipped: qemu-img is not installed");
             return None;
         };
@@ -240,7 +245,9 @@ mod tests {
             let file = overlay_in(dir.path(), size);
             grow(&file, &read(&file).expect("reads"), grown).expect("grows");
             let path = dir.path().join("root.qcow2");
-            let Some(check) = qemu_img(&["check"], &path) else { return };
+            let Some(check) = qemu_img(&["check"], &path) else {
+                return;
+            };
             assert_eq!(check["check-errors"], 0, "{check}");
             assert_eq!(check.get("leaks"), None, "{check}");
             let info = qemu_img(&["info"], &path).expect("installed");
@@ -264,14 +271,20 @@ mod tests {
         let file = overlay_in(dir.path(), 1 << 30);
         let overlay = read(&file).expect("reads");
         for size in [0, 1 << 29, (1 << 30) + 1, u64::MAX, 5 << 40] {
-            assert!(matches!(grow(&file, &overlay, size), Err(Qcow2Error::BadSize(_))), "{size}");
+            assert!(
+                matches!(grow(&file, &overlay, size), Err(Qcow2Error::BadSize(_))),
+                "{size}"
+            );
         }
         let other = tempfile::tempfile().expect("a file");
         for size in [0, 513, MAX_SIZE + 512] {
             assert!(matches!(create(&other, size, "b", "i"), Err(Qcow2Error::BadSize(_))));
         }
         let long = "x".repeat(MAX_BACKING + 1);
-        assert!(matches!(create(&other, 512, &long, "i"), Err(Qcow2Error::BackingTooLong)));
+        assert!(matches!(
+            create(&other, 512, &long, "i"),
+            Err(Qcow2Error::BackingTooLong)
+        ));
     }
 
     #[test]

@@ -75,7 +75,10 @@ pub struct Qmp {
 enum Message {
     Greeting,
     Event(Event),
-    Answer { id: Option<u64>, result: Result<Value, String> },
+    Answer {
+        id: Option<u64>,
+        result: Result<Value, String>,
+    },
 }
 
 impl Qmp {
@@ -182,8 +185,7 @@ impl Qmp {
 }
 
 fn parse(line: &[u8]) -> Result<Message, QmpError> {
-    let mut value: Value =
-        serde_json::from_slice(line).map_err(|error| QmpError::Malformed(error.to_string()))?;
+    let mut value: Value = serde_json::from_slice(line).map_err(|error| QmpError::Malformed(error.to_string()))?;
     if value.get("QMP").is_some() {
         return Ok(Message::Greeting);
     }
@@ -193,10 +195,16 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
     }
     let id = value.get("id").and_then(Value::as_u64);
     if let Some(result) = value.get_mut("return") {
-        return Ok(Message::Answer { id, result: Ok(result.take()) });
+        return Ok(Message::Answer {
+            id,
+            result: Ok(result.take()),
+        });
     }
     match value.pointer("/error/desc").and_then(Value::as_str) {
-        Some(text) => Ok(Message::Answer { id, result: Err(text.to_owned()) }),
+        Some(text) => Ok(Message::Answer {
+            id,
+            result: Err(text.to_owned()),
+        }),
         None => Err(QmpError::Malformed("neither event nor answer".to_owned())),
     }
 }
@@ -267,7 +275,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_the_protocol_is_an_error() {
-        for line in [&b"hello\n"[..], b"{}\n", b"[1]\n", b"{\"error\":3,\"id\":2}\n", b"\xff\xfe\n"] {
+        for line in [
+            &b"hello\n"[..],
+            b"{}\n",
+            b"[1]\n",
+            b"{\"error\":3,\"id\":2}\n",
+            b"\xff\xfe\n",
+        ] {
             let (answer, _qmp, _dir) = ask(line).await;
             assert!(matches!(answer, Err(QmpError::Malformed(_))), "{answer:?}");
         }
