@@ -1,5 +1,6 @@
 //! The embedded single-node Kubernetes-style API
 
+mod core;
 mod http;
 pub mod names;
 pub mod patch;

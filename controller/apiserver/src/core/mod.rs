@@ -1,0 +1,67 @@
+//! The built-in kinds: what they look like.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+macro_rules! schemas {
+    ($($group:literal $kind:literal $file:literal)*) => {
+        /// The structural schema of a built-in kind, with descriptions; it is parsed at the first call.
+        ///
+        /// Fields that every object has (`apiVersion`, `kind`, `metadata`) are only named. A kind that is not
+        /// built in has the schema `null`.
+        pub fn core_schema(group: &str, kind: &str) -> &'static Value {
+            match (group, kind) {
+                $(($group, $kind) => {
+                    static SCHEMA: LazyLock<Value> = LazyLock::new(|| parse(include_str!(concat!("schemas/", $file))));
+                    &SCHEMA
+                })*
+                _ => &Value::Null,
+            }
+        }
+    };
+}
+
+schemas! {
+    "" "Namespace" "namespace.yaml"
+    "" "Secret" "secret.yaml"
+    "" "ConfigMap" "configmap.yaml"
+    "" "ServiceAccount" "serviceaccount.yaml"
+    "" "Node" "node.yaml"
+    "" "Event" "event.yaml"
+    "events.k8s.io" "Event" "event_events.yaml"
+    "coordination.k8s.io" "Lease" "lease.yaml"
+    "apiextensions.k8s.io" "CustomResourceDefinition" "customresourcedefinition.yaml"
+}
+
+/// The files are part of the program and tested: one that cannot be read is no schema.
+fn parse(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::Schema;
+
+    #[test]
+    fn every_built_in_kind_has_a_structural_schema() {
+        for resource in crate::registry::builtin() {
+            let schema = core_schema(&resource.group, &resource.kind);
+            let name = format!("{} of {:?}", resource.kind, resource.group);
+            assert!(schema.is_object(), "{name}");
+            let errors = Schema::compile(schema, "").err().unwrap_or_default();
+            assert!(errors.is_empty(), "{name}: {errors:?}");
+            assert_undescribed(schema, &name);
+        }
+    }
+
+    fn assert_undescribed(schema: &Value, path: &str) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            assert!(property["description"].is_string(), "{path} has no description");
+            assert_undescribed(property, &path);
+            assert_undescribed(&property["items"], &path);
+        }
+    }
+}
