@@ -4,6 +4,7 @@ mod core;
 mod http;
 pub mod names;
 pub mod patch;
+pub mod protobuf;
 mod registry;
 pub mod schema;
 pub mod selector;
