@@ -1,8 +1,15 @@
-//! The built-in kinds: what they look like.
+//! The built-in kinds: what they look like, and what they do beyond that.
+
+mod rules;
 
 use std::sync::LazyLock;
 
 use serde_json::Value;
+
+pub use rules::{
+    decode_problem, event_to_core, event_to_events, label_namespace, name_problems, prepare_create, prepare_update,
+    validate,
+};
 
 macro_rules! schemas {
     ($($group:literal $kind:literal $file:literal)*) => {
