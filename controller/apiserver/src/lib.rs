@@ -2,6 +2,7 @@
 
 mod core;
 mod http;
+pub mod managed_fields;
 pub mod names;
 pub mod patch;
 pub mod protobuf;

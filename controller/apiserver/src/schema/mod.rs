@@ -22,8 +22,8 @@ mod structural;
 
 use serde_json::Value;
 
-pub(crate) use error::child;
 pub use error::{ErrorKind, FieldError, aggregate, go_json, invalid_status, quote};
+pub(crate) use error::{child, go_number};
 pub use node::{Additional, ListType, Node};
 
 /// A compiled structural schema.
