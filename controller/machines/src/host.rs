@@ -62,11 +62,16 @@ pub struct Host {
     pub facts: HostFacts,
     /// This boot of the host.
     pub boot_id: String,
+    /// The first port that needs no privilege to listen on.
+    pub first_free_port: u16,
     /// Where VMMs are accounted.
     pub cgroups: Cgroups,
     /// Tells the agent which machine changed.
     pub notifier: Notifier,
 }
+
+/// The cache of initrds, in the directory of all machines.
+pub const INITRDS: &str = "initrds";
 
 /// First of 2^20 user ids for VMMs: above what distributions and user namespaces hand out.
 const FIRST_USER: u32 = 0x7000_0000;
@@ -81,6 +86,7 @@ impl Host {
         Ok(Host {
             facts: crate::probe::probe(&config),
             boot_id: host_boot_id()?,
+            first_free_port: first_free_port(),
             cgroups: if config.isolate {
                 Cgroups::find()
             } else {
@@ -118,13 +124,18 @@ impl Host {
         match &self.config.initrd {
             Some(path) => Ok(path.clone()),
             None => crate::initrd::ensure(
-                &self.config.dir.join("initrds"),
+                &self.config.dir.join(INITRDS),
                 &spec.kernel_digest,
                 spec.modules_tar.as_deref(),
             )
             .map_err(|error| error.to_string()),
         }
     }
+}
+
+fn first_free_port() -> u16 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    text.trim().parse().unwrap_or(1024)
 }
 
 /// Tells which machines changed, each once however often it changed, without ever holding up a machine.

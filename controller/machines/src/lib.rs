@@ -7,6 +7,7 @@
 mod cgroup;
 mod channel;
 mod console;
+mod crash;
 mod directory;
 mod durable;
 mod host;

@@ -121,6 +121,14 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
             R::OOMKilled,
             "the kernel killed the VMM for want of memory; give the machine or the host more".into(),
         ),
+        End::Gone { .. } if evidence.stop.is_some_and(|stop| stop.terminated && stop.followed) => say(
+            R::Stopped,
+            "it was stopping as asked; its VMM could not be talked to and was ended by SIGTERM".into(),
+        ),
+        End::Gone { .. } if evidence.stop.is_some_and(|stop| stop.terminated) => say(
+            R::ForcedKill,
+            "neither its guest nor its VMM could be talked to, and it was ended by SIGTERM; what the guest had not synced is lost".into(),
+        ),
         End::Gone { status, output, answered, .. } => {
             let status = status.as_ref().map_or(String::new(), |s| format!(" ({s})"));
             let output = if output.is_empty() { String::new() } else { format!(": {output}") };
@@ -193,7 +201,7 @@ pub fn last_lines(output: &[u8], lines: usize, bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     fn record(reason: ExitReason, exit_code: i32) -> ExitRecord {
         ExitRecord {
@@ -207,6 +215,9 @@ mod tests {
     fn stop(killed: bool) -> Option<Stop> {
         Some(Stop {
             deadline: SystemTime::UNIX_EPOCH,
+            grace: Duration::ZERO,
+            followed: false,
+            terminated: false,
             killed,
         })
     }
@@ -269,6 +280,24 @@ mod tests {
         for end in [OFF, End::Panicked, gone(true, false), gone(true, true)] {
             assert_eq!(judge(end, None, true, stop(true)).reason, TerminationReason::ForcedKill);
         }
+    }
+
+    #[test]
+    fn a_vmm_ended_by_sigterm_is_told_by_what_its_guest_said() {
+        for (followed, expected) in [
+            (true, TerminationReason::Stopped),
+            (false, TerminationReason::ForcedKill),
+        ] {
+            let stop = stop(false).map(|stop| Stop {
+                followed,
+                terminated: true,
+                ..stop
+            });
+            assert_eq!(judge(gone(true, false), None, true, stop).reason, expected);
+        }
+        // Nobody asked its VMM to end: a stop that was under way does not explain it.
+        let asked = judge(gone(true, false), None, true, stop(false));
+        assert_eq!(asked.reason, TerminationReason::VmmDied);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The handle: all machines of this host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::ConsoleChunk;
 use crate::directory::{MachineDir, is_uid};
-use crate::host::{Config, Host};
+use crate::host::{Config, Host, INITRDS};
 use crate::machine::{Machine, Question, Wires};
 use crate::observation::{Observation, Phase, Termination, TerminationReason};
 use crate::probe::HostFacts;
-use crate::process::{FoundVmm, find_vmms};
+use crate::process::{FoundVmm, find_vmms, has_open_below};
 use crate::spec::Goal;
 
 /// How long opening waits for VMMs that do not answer. They are adopted all the same.
@@ -85,15 +85,34 @@ impl Machines {
 
     async fn adopt_all(&self) -> io::Result<()> {
         let host = &self.inner.host;
-        let mut vmms = find_vmms(&host.boot_id, |user| host.is_ours(user))?;
+        let looking = Arc::clone(host);
+        let found = tokio::task::spawn_blocking(move || find_all(&looking)).await;
+        let found = found.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+        // Each looks at its own on a thread of its own: one that is slow to read holds up no other.
+        let looks = found.into_iter().map(|(uid, vmm)| async move {
+            let (handle, wires) = connect();
+            let looking = Arc::clone(host);
+            let named = uid.clone();
+            let machine = tokio::task::spawn_blocking(move || Machine::find(looking, &named, vmm, wires)).await;
+            (
+                uid,
+                handle,
+                machine.unwrap_or_else(|error| Err(io::Error::other(error))),
+            )
+        });
+        let mut used = BTreeSet::new();
         let mut adopted = Vec::new();
-        for entry in std::fs::read_dir(&host.config.dir)? {
-            let name = entry?.file_name();
-            let Some(uid) = name.to_str().filter(|name| is_uid(name)) else {
-                continue;
-            };
-            let vmm = vmms.remove(uid);
-            adopted.push(self.spawn(&mut self.handles(), uid, vmm));
+        for (uid, handle, machine) in futures::future::join_all(looks).await {
+            if let Ok(machine) = &machine {
+                used.extend(machine.initrd().map(str::to_owned));
+            }
+            adopted.push(handle.seen.clone());
+            self.begin(&mut self.handles(), &uid, handle, machine);
+        }
+        let cache = host.config.dir.join(INITRDS);
+        let swept = tokio::task::spawn_blocking(move || crate::initrd::sweep(&cache, &used)).await;
+        if let Err(error) = swept.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            tracing::warn!(%error, "the cache of initrds was not swept");
         }
         // What their monitors say belongs to the first observation; a VMM that hangs holds nobody up.
         let settled = futures::future::join_all(adopted.into_iter().map(|mut seen| async move {
@@ -108,15 +127,18 @@ impl Machines {
     /// A uid that is not a UUID in lower case is refused: [`Machines::observe`] says so.
     pub fn apply(&self, uid: &str, goal: Goal) {
         let mut handles = self.handles();
+        // What could not be read may be readable by now.
         let known = handles
             .get(uid)
-            .is_some_and(|h| h.seen.borrow().phase != Phase::Deleted);
+            .is_some_and(|h| h.lives() && h.seen.borrow().phase != Phase::Deleted);
         if !known {
             if !is_uid(uid) {
                 handles.insert(uid.to_owned(), refused(uid));
                 return;
             }
-            self.spawn(&mut handles, uid, None);
+            let (handle, wires) = connect();
+            let machine = Machine::find(Arc::clone(&self.inner.host), uid, None, wires);
+            self.begin(&mut handles, uid, handle, machine);
         }
         if let Some(handle) = handles.get(uid) {
             handle.goal.send_if_modified(|present| {
@@ -186,26 +208,8 @@ impl Machines {
         &self.inner.host.facts
     }
 
-    fn spawn(
-        &self,
-        handles: &mut HashMap<String, Handle>,
-        uid: &str,
-        vmm: Option<FoundVmm>,
-    ) -> watch::Receiver<Observation> {
-        let (goal, goals) = watch::channel(None);
-        let (seen, observations) = watch::channel(Observation::default());
-        let (questions, asked) = mpsc::channel(4);
-        let wires = Wires {
-            goal: goals,
-            seen,
-            questions: asked,
-        };
-        let handle = Handle {
-            goal,
-            seen: observations.clone(),
-            questions,
-        };
-        match Machine::find(Arc::clone(&self.inner.host), uid, vmm, wires) {
+    fn begin(&self, handles: &mut HashMap<String, Handle>, uid: &str, handle: Handle, machine: io::Result<Machine>) {
+        match machine {
             Ok(machine) => {
                 tokio::spawn(machine.run());
                 handles.insert(uid.to_owned(), handle);
@@ -215,12 +219,52 @@ impl Machines {
                 handles.insert(uid.to_owned(), unusable(&error));
             }
         }
-        observations
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
         self.inner.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Handle {
+    /// Whether a task stands behind it.
+    fn lives(&self) -> bool {
+        self.goal.receiver_count() > 0
+    }
+}
+
+fn connect() -> (Handle, Wires) {
+    let (goal, goals) = watch::channel(None);
+    let (seen, observations) = watch::channel(Observation::default());
+    let (questions, asked) = mpsc::channel(4);
+    let wires = Wires {
+        goal: goals,
+        seen,
+        questions: asked,
+    };
+    let handle = Handle {
+        goal,
+        seen: observations,
+        questions,
+    };
+    (handle, wires)
+}
+
+/// Everything that has a directory here or a living VMM that was started from here. Blocks.
+fn find_all(host: &Host) -> io::Result<Vec<(String, Option<FoundVmm>)>> {
+    let mut vmms = find_vmms(&host.boot_id, |user| host.is_ours(user))?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&host.config.dir)? {
+        let name = entry?.file_name();
+        if let Some(uid) = name.to_str().filter(|name| is_uid(name)) {
+            found.push((uid.to_owned(), vmms.remove(uid)));
+        }
+    }
+    // A directory can be lost under a living VMM. Other agents' VMMs are none of ours.
+    let dir = std::fs::canonicalize(&host.config.dir)?;
+    vmms.retain(|uid, vmm| is_uid(uid) && has_open_below(vmm.id.pid, &dir.join(uid)));
+    found.extend(vmms.into_iter().map(|(uid, vmm)| (uid, Some(vmm))));
+    Ok(found)
 }
 
 fn is_adopting(seen: &Observation) -> bool {

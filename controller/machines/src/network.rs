@@ -115,16 +115,27 @@ pub fn remove_command(forward: &Forward) -> String {
     )
 }
 
+/// Whether one of these ports needs a privilege: those below the first free one do (ip(7)).
+pub fn wants_privilege(wanted: &[PortForward], first_free: u16) -> bool {
+    wanted.iter().any(|want| is_low(want, first_free))
+}
+
+fn is_low(want: &PortForward, first_free: u16) -> bool {
+    fixed_port(want).is_some_and(|port| port < first_free)
+}
+
 /// What QEMU says about a failed addition, in words that help.
-pub fn explain(want: &PortForward, answer: &str) -> String {
+pub fn explain(want: &PortForward, answer: &str, privileged: bool, first_free: u16) -> String {
     let port = fixed_port(want).unwrap_or(0);
-    let hint = if (1..1024).contains(&port) {
-        ": the port is taken, or ports below 1024 need a privilege that the VMM does not have"
+    let hint = if is_low(want, first_free) && !privileged {
+        format!(
+            "ports below {first_free} need a privilege that this machine's VMM does not have. With an agent that runs as root it has it from its next start; otherwise choose a higher port, or lower net.ipv4.ip_unprivileged_port_start"
+        )
     } else {
-        ": the port is taken by another process or machine, or the address is not of this host"
+        "the port is taken by another process or machine, or the address is not of this host".to_owned()
     };
     format!(
-        "{}:{port} cannot be listened on{hint} ({})",
+        "{}:{port} cannot be listened on: {hint} ({})",
         want.host_ip,
         answer.trim()
     )
@@ -223,10 +234,27 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_named() {
-        let text = explain(&want(22, Some(2222)), "Could not set up host forwarding rule\r\n");
+        let answer = "Could not set up host forwarding rule\r\n";
+        for (port, privileged) in [(2222, false), (1024, false), (80, true)] {
+            let text = explain(&want(22, Some(port)), answer, privileged, 1024);
+            let start = format!("127.0.0.1:{port} cannot be listened on: the port is taken");
+            assert!(text.starts_with(&start), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_low_port_without_the_privilege_says_what_to_do() {
+        let low = want(22, Some(80));
+        let text = explain(&low, "no\r\n", false, 1024);
         assert!(
-            text.starts_with("127.0.0.1:2222 cannot be listened on: the port is taken"),
+            text.contains("below 1024 need a privilege") && text.contains("next start"),
             "{text}"
         );
+        assert!(wants_privilege(&[want(22, None), low.clone()], 1024));
+        assert!(!wants_privilege(&[low], 80));
+        assert!(!wants_privilege(
+            &[want(80, None), want(80, Some(0)), want(80, Some(1024))],
+            1024
+        ));
     }
 }

@@ -85,6 +85,10 @@ pub struct Prepared {
     pub kernel_is_elf: bool,
     /// Where the VMM's output goes.
     pub output: File,
+    /// File name of the shared initrd.
+    pub shared_initrd: Option<String>,
+    /// `cgroup.procs` files of its cgroups.
+    pub cgroups: Vec<File>,
 }
 
 /// Makes a machine ready to be executed. Everything may be repeated; what was made for an earlier run is
@@ -113,6 +117,7 @@ pub fn prepare(
         let mut magic = [0u8; 4];
         kernel.read_exact_at(&mut magic, 0).is_ok() && &magic == b"\x7fELF"
     };
+    let shared_initrd = initrd.file_name().map(|name| name.to_string_lossy().into_owned());
     let initrd = guest_initrd(dir, spec, initrd, vmm_user)?;
     let base = open("base of the root disk", &spec.base)?;
     let modules = spec
@@ -153,6 +158,8 @@ pub fn prepare(
         },
         kernel_is_elf,
         output,
+        shared_initrd,
+        cgroups: Vec::new(),
     })
 }
 

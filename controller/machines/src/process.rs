@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal};
-use rustix::thread::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -50,6 +50,8 @@ pub struct Launch<'a> {
     pub output: File,
     /// The identity it gets; None: the agent's own.
     pub identity: Option<Identity>,
+    /// Whether it may listen on privileged ports although its identity is not root's.
+    pub low_ports: bool,
     /// `cgroup.procs` files of the cgroups it joins before it is executed.
     pub cgroups: Vec<File>,
 }
@@ -81,9 +83,10 @@ impl Process {
         let inherited = launch.inherited;
         let cgroups = launch.cgroups;
         let identity = launch.identity;
+        let low_ports = launch.low_ports;
         // SAFETY: between fork and exec the closure makes system calls only: it neither allocates nor
         // takes locks, and all that it uses was made before the fork.
-        unsafe { command.pre_exec(move || prepare_child(&inherited, &cgroups, identity)) };
+        unsafe { command.pre_exec(move || prepare_child(&inherited, &cgroups, identity, low_ports)) };
         let mut child = command.spawn()?;
         match hold(child.id() as i32, boot_id) {
             Ok((id, pidfd)) => Ok(Process {
@@ -131,19 +134,42 @@ impl Process {
         self.child.as_mut()?.wait().ok()
     }
 
+    /// Asks exactly this process to end (SIGTERM). Gone already is success.
+    ///
+    /// # Errors
+    /// Not permitted.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Whether it may listen on privileged ports. What cannot be read says no.
+    pub fn may_bind_low_ports(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id.pid)).unwrap_or_default();
+        effective(&status).is_some_and(|set| set.contains(CapabilitySet::NET_BIND_SERVICE))
+    }
+
     /// Kills exactly this process. Gone already is success.
     ///
     /// # Errors
     /// Not permitted.
     pub fn kill(&self) -> io::Result<()> {
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), signal) {
             Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-fn prepare_child(inherited: &[OwnedFd], cgroups: &[File], identity: Option<Identity>) -> io::Result<()> {
+fn prepare_child(
+    inherited: &[OwnedFd],
+    cgroups: &[File],
+    identity: Option<Identity>,
+    low_ports: bool,
+) -> io::Result<()> {
     rustix::process::setsid()?;
     // First of all the cgroups, so that all it ever uses is accounted. One that cannot be joined is
     // no reason not to run.
@@ -165,8 +191,22 @@ fn prepare_child(inherited: &[OwnedFd], cgroups: &[File], identity: Option<Ident
         let user = Uid::from_raw(identity.id);
         let extra = identity.extra_group.map(Gid::from_raw);
         rustix::thread::set_thread_groups(extra.as_slice())?;
+        // The one capability, kept over the change of user; exec keeps it because it is ambient.
+        rustix::thread::set_keep_capabilities(low_ports)?;
         rustix::thread::set_thread_res_gid(group, group, group)?;
         rustix::thread::set_thread_res_uid(user, user, user)?;
+        if low_ports {
+            let bind = CapabilitySet::NET_BIND_SERVICE;
+            rustix::thread::set_capabilities(
+                None,
+                CapabilitySets {
+                    effective: bind,
+                    permitted: bind,
+                    inheritable: bind,
+                },
+            )?;
+            rustix::thread::configure_capability_in_ambient_set(bind, true)?;
+        }
     }
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
@@ -224,6 +264,13 @@ fn start_time(pid: i32) -> io::Result<u64> {
         Some((b'Z' | b'X', _)) | None => Err(io::ErrorKind::NotFound.into()),
         Some((_, start_time)) => Ok(start_time),
     }
+}
+
+/// The effective capabilities in a /proc/PID/status.
+fn effective(status: &str) -> Option<CapabilitySet> {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let bits = u64::from_str_radix(hex.trim(), 16).ok()?;
+    Some(CapabilitySet::from_bits_retain(bits))
 }
 
 /// State and start time of a line of /proc/PID/stat. The name in it may contain anything, also `)`.
@@ -294,6 +341,15 @@ fn look_at(pid: i32, boot_id: &str, is_ours: &impl Fn(u32) -> bool) -> Option<(S
     Some((uid, FoundVmm { id, argv }))
 }
 
+/// Whether a VMM has something open below `dir`: a uid on a command line does not say whose machine it is.
+pub fn has_open_below(pid: i32, dir: &Path) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    descriptors
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .any(|target| target.starts_with(dir))
+}
+
 /// The number of a descriptor that will be inherited.
 pub fn number(fd: &impl AsFd) -> RawFd {
     fd.as_fd().as_raw_fd()
@@ -310,6 +366,7 @@ mod tests {
             inherited: Vec::new(),
             output: File::options().write(true).open("/dev/null").expect("opens"),
             identity: None,
+            low_ports: false,
             cgroups: Vec::new(),
         };
         Process::launch(launch, "boot").expect("starts")
@@ -371,6 +428,7 @@ mod tests {
             inherited: vec![kept],
             output: File::create(&out).expect("creates"),
             identity: None,
+            low_ports: false,
             cgroups: Vec::new(),
         };
         let mut process = Process::launch(launch, "boot").expect("starts");
@@ -390,6 +448,7 @@ mod tests {
             inherited: Vec::new(),
             output: File::options().write(true).open("/dev/null").expect("opens"),
             identity: None,
+            low_ports: false,
             cgroups: Vec::new(),
         };
         let error = Process::launch(launch, "boot").expect_err("fails");

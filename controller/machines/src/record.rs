@@ -5,7 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub struct Record {
     pub vmm: Option<VmmInfo>,
     /// The disk and what it stands on.
     pub disk: Option<DiskInfo>,
+    /// File name in the cache of initrds, of the latest run.
+    #[serde(default)]
+    pub initrd: Option<String>,
     /// The forwards last asked for.
     #[serde(default)]
     pub ports: Vec<PortForward>,
@@ -75,7 +78,16 @@ pub enum Stage {
 pub struct Stop {
     /// When the guest is killed if it still runs.
     pub deadline: SystemTime,
-    /// Whether the one kill was sent.
+    /// The grace period that ends then.
+    #[serde(default)]
+    pub grace: Duration,
+    /// Whether the guest said that it follows.
+    #[serde(default)]
+    pub followed: bool,
+    /// Whether the VMM got SIGTERM, because it could not be talked to.
+    #[serde(default)]
+    pub terminated: bool,
+    /// Whether the one kill was sent, or was about to be.
     pub killed: bool,
 }
 
@@ -90,6 +102,7 @@ impl Record {
             process: None,
             vmm: None,
             disk: None,
+            initrd: None,
             ports: Vec::new(),
             started_at: None,
             ready_at: None,
@@ -108,8 +121,16 @@ impl Record {
             stage: Stage::Launching,
             termination: self.termination.take(),
             disk: self.disk.take(),
+            initrd: self.initrd.take(),
             ..Record::new(&self.uid)
         };
+    }
+
+    /// The VMM of this run is gone.
+    pub fn over(&mut self) {
+        self.stage = Stage::Idle;
+        self.process = None;
+        self.stop = None;
     }
 
     /// Writes the record into `dir`; with `synced`, so that it outlives a power cut.

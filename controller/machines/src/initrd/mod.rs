@@ -7,6 +7,7 @@
 mod elf;
 mod modules;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -71,17 +72,19 @@ pub fn ensure(cache: &Path, kernel_digest: &str, modules_tar: Option<&Path>) -> 
     Ok(path)
 }
 
-/// Deletes what a crash left half-written in the cache. Only at start: nobody may be in [`ensure`].
+/// Deletes from the cache what a crash left half-written, and every initrd whose file name is not in `used`:
+/// it is made again when it is wanted. Only at start: nobody may be in [`ensure`].
 ///
 /// # Errors
 /// The directory cannot be read. One that is missing holds nothing.
-pub fn sweep(cache: &Path) -> io::Result<()> {
+pub fn sweep(cache: &Path, used: &BTreeSet<String>) -> io::Result<()> {
     let entries = match fs::read_dir(cache) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        let name = entry.file_name();
+        if !name.to_str().is_some_and(|name| used.contains(name)) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -158,13 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_removes_temporaries_only() {
+    fn a_sweep_keeps_what_is_used_and_nothing_else() {
         let cache = tempfile::tempdir().expect("a directory");
-        fs::write(cache.path().join(".tmp-1-1"), "").expect("written");
-        fs::write(cache.path().join("kept"), "").expect("written");
-        sweep(cache.path()).expect("swept");
-        assert_eq!(fs::read_dir(cache.path()).expect("there").count(), 1);
-        sweep(&cache.path().join("missing")).expect("nothing to sweep");
+        for name in [".tmp-1-1", "used", "unused"] {
+            fs::write(cache.path().join(name), "").expect("written");
+        }
+        let used = BTreeSet::from(["used".to_owned(), "elsewhere".to_owned()]);
+        sweep(cache.path(), &used).expect("swept");
+        let left: Vec<_> = fs::read_dir(cache.path()).expect("there").flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), "used");
+        sweep(&cache.path().join("missing"), &used).expect("nothing to sweep");
     }
 
     #[test]

@@ -9,50 +9,42 @@ use serde_json::json;
 use tokio::time::Instant;
 use vmlet_init::channel::{ExitRecord, RECORD_SIZE};
 
+use crate::crash::crash_point;
 use crate::directory::{CONTROL, INITRD, MONITOR, VMM_LOG};
 use crate::durable;
 use crate::life::{End, last_lines};
 use crate::machine::monitor::Link;
 use crate::machine::{Guest, Machine, Ports, RETRY};
-use crate::observation::{Phase, Termination};
+use crate::observation::Termination;
 use crate::process::Process;
 use crate::qemu::argv::{EXIT, EXIT_RING};
 use crate::record::Stage;
 
 /// How long a VMM whose guest has ended may take to go.
-const QUIT: Duration = Duration::from_secs(5);
+pub const QUIT: Duration = Duration::from_secs(5);
 /// The VMM's own log is cut when it grows beyond this.
 const MAX_VMM_LOG: u64 = 256 << 10;
 
 impl Machine {
-    /// The guest has ended and the VMM waits. Why is recorded first, then the VMM goes.
+    /// The guest has ended and the VMM waits. Why is recorded first, then the VMM is told to go; its end
+    /// is seen as every VMM's is.
     pub(super) async fn guest_ended(&mut self, end: End) {
         self.drain_console().await;
         // A crash between the two: the record has the verdict already, only the quitting is left.
-        if self
-            .record
-            .termination
-            .as_ref()
-            .is_none_or(|t| t.run != self.record.run)
-        {
+        if !self.run_is_over() {
             let exit = match end {
                 End::Shutdown { .. } => self.read_exit_record().await,
                 _ => None,
             };
-            self.terminate(end, exit.as_ref());
+            crash_point("end-read");
+            let termination = self.judge(end, exit.as_ref());
+            self.conclude(termination).await;
         }
+        crash_point("end-recorded");
+        self.quit_by = Some(Instant::now() + QUIT);
         self.call("quit", json!({})).await;
-        if let Some(process) = &self.process
-            && tokio::time::timeout(QUIT, process.exited()).await.is_err()
-        {
-            tracing::warn!(
-                uid = self.uid,
-                "the VMM did not quit after its guest had ended; killing it"
-            );
-            let _ = process.kill();
-            process.exited().await;
-        }
-        self.gone_for_good();
+        self.link = Link::None;
+        self.drain.at = None;
     }
 
     /// Reading pops: one record is read and no more than needed, so that an agent that dies before it has
@@ -83,18 +75,15 @@ impl Machine {
     /// The VMM's process is gone.
     pub(super) async fn vmm_ended(&mut self) {
         let status = self.process.as_mut().and_then(Process::reap);
-        if self
-            .record
-            .termination
-            .as_ref()
-            .is_none_or(|t| t.run != self.record.run)
-        {
+        if !self.run_is_over() {
             let end = self
                 .too_slow
                 .take()
                 .unwrap_or_else(|| self.gone(status.map(|s| s.to_string())));
-            self.terminate(end, None);
+            let termination = self.judge(end, None);
+            self.conclude(termination).await;
         }
+        crash_point("end-gone");
         self.gone_for_good();
     }
 
@@ -110,7 +99,15 @@ impl Machine {
     }
 
     /// Notes how the run ended, for good.
-    pub(super) fn conclude(&mut self, termination: Termination) {
+    pub(super) async fn conclude(&mut self, termination: Termination) {
+        self.note_end(termination);
+        if self.dir.exists() {
+            let _ = self.sync_record().await;
+        }
+    }
+
+    /// The same without writing it down.
+    pub(super) fn note_end(&mut self, termination: Termination) {
         tracing::info!(
             uid = self.uid,
             run = termination.run,
@@ -120,20 +117,18 @@ impl Machine {
         );
         self.record.termination = Some(termination);
         self.record.stage = Stage::Idle;
-        if self.dir.exists() {
-            self.write_record(true);
-        }
     }
 
     fn gone_for_good(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.reap();
         }
-        self.record.stage = Stage::Idle;
-        self.record.process = None;
-        self.record.stop = None;
-        self.write_record(false);
+        self.record.over();
+        self.write_record();
         self.link = Link::None;
+        self.kill_sent = false;
+        self.too_slow = None;
+        self.quit_by = None;
         self.drain.at = None;
         self.retry_at = None;
         self.guest = Guest::default();
@@ -149,8 +144,6 @@ impl Machine {
     /// Removes everything of this machine. Every step is taken whatever the others say, needs the uid
     /// alone, and may be repeated.
     pub(super) async fn delete(&mut self) {
-        self.busy = Some(Phase::Deleting);
-        self.publish();
         let mut errors = Vec::new();
         let stray = self.find_stray().and_then(|found| match found {
             Some(vmm) => Process::adopt(&vmm.id, &self.host.boot_id),
@@ -167,6 +160,7 @@ impl Machine {
             Ok(None) => {}
             Err(error) => errors.push(format!("/proc: {error}")),
         }
+        crash_point("delete-begun");
         if let Err(error) = self.host.cgroups.remove(&self.uid) {
             errors.push(format!("its cgroup: {error}"));
         }
@@ -179,7 +173,7 @@ impl Machine {
                 Err(error) => errors.push(format!("{}: {error}", self.dir.path().display())),
             }
         }
-        self.busy = None;
+        crash_point("delete-removed");
         if errors.is_empty() {
             tracing::info!(uid = self.uid, "deleted");
             self.deleted = true;

@@ -21,7 +21,9 @@
 //! ```
 //!
 //! Everything that happens is an [`Happening`]; the loop takes one, changes state, acts on the goal, and
-//! publishes what is to be seen. Calls to the VMM have deadlines and hold up this machine only.
+//! publishes what is to be seen. Calls to the VMM have deadlines and hold up this machine only, and not
+//! its stop: while one waits, a new goal is heard and a kill that falls due is sent. What blocks on the
+//! disk (preparing a start, syncing a record, removing a directory) is done on other threads.
 
 mod end;
 mod monitor;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use vmlet_init::channel::{Answer, Request};
 
@@ -43,10 +46,11 @@ use crate::host::Host;
 use crate::life::End;
 use crate::machine::monitor::{Link, LinkEvent};
 use crate::observation::{Observation, Phase, PortStatus, Timing};
+use crate::prepare::Prepared;
 use crate::process::{FoundVmm, Process};
 use crate::qemu::argv::GUEST_ADDRESS;
 use crate::record::{Found, Record, Stage};
-use crate::spec::{Goal, PortForward};
+use crate::spec::{Goal, MachineSpec, PortForward};
 
 /// How long the guest may take to answer on its control port.
 const ASK: Duration = Duration::from_secs(5);
@@ -80,11 +84,17 @@ pub struct Machine {
     ports: Ports,
     console: ConsoleLog,
     drain: Drain,
-    /// The step of a start or deletion that is under way without a VMM.
-    busy: Option<Phase>,
+    /// A start before its VMM is executed.
+    preparing: Option<Preparing>,
     deleted: bool,
     /// A start was killed because it took too long.
     too_slow: Option<End>,
+    /// The one kill was sent by this agent.
+    kill_sent: bool,
+    /// The run is over and recorded; when the VMM is killed if it has not quit by itself.
+    quit_by: Option<Instant>,
+    /// A new goal was heard in the middle of something else and is still to be acted on.
+    goal_heard: bool,
     /// The latest pause between two attempts to reach the monitor.
     last_pause: Duration,
     problem: Option<String>,
@@ -112,6 +122,13 @@ struct Guest {
     fresh: bool,
 }
 
+/// A start that is being prepared on another thread.
+struct Preparing {
+    run: u64,
+    spec: Box<MachineSpec>,
+    work: JoinHandle<Result<Prepared, String>>,
+}
+
 #[derive(Debug, Default)]
 struct Ports {
     applied: Option<Vec<PortForward>>,
@@ -133,6 +150,7 @@ struct Said {
 /// Everything that can happen to a machine.
 enum Happening {
     VmmEnded,
+    Prepared(Result<Prepared, String>),
     GoalChanged,
     AgentGone,
     Link(LinkEvent),
@@ -189,9 +207,12 @@ impl Machine {
                 at: None,
                 pause: DRAIN.0,
             },
-            busy: None,
+            preparing: None,
             deleted: false,
             too_slow: None,
+            kill_sent: false,
+            quit_by: None,
+            goal_heard: false,
             last_pause: Duration::ZERO,
             problem,
             retry_at: None,
@@ -203,6 +224,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// The file name of the shared initrd that it last booted with.
+    pub fn initrd(&self) -> Option<&str> {
+        self.record.initrd.as_deref()
+    }
+
     /// Runs the machine until it is deleted, or the agent is gone (then a VM runs on).
     pub async fn run(mut self) {
         loop {
@@ -211,9 +237,13 @@ impl Machine {
             if self.deleted {
                 return;
             }
+            if std::mem::take(&mut self.goal_heard) {
+                continue;
+            }
             match self.next().await {
                 Happening::AgentGone => return,
                 Happening::GoalChanged => {}
+                Happening::Prepared(result) => self.prepared(result).await,
                 Happening::VmmEnded => self.vmm_ended().await,
                 Happening::Link(event) => self.on_link(event).await,
                 Happening::Said(said) => self.on_said(*said).await,
@@ -226,54 +256,66 @@ impl Machine {
     async fn next(&mut self) -> Happening {
         let deadline = self.next_deadline();
         let process = self.process.as_ref();
+        let preparing = self.preparing.as_mut();
         tokio::select! {
             // The end of the VMM first: nothing else matters then. Then what people want, so that a
             // chatty VMM cannot hold it up.
             biased;
-            () = async { match process { Some(p) => p.exited().await, None => std::future::pending().await } } => Happening::VmmEnded,
+            () = ended(process) => Happening::VmmEnded,
             changed = self.goal.changed() => match changed {
                 Ok(()) => Happening::GoalChanged,
                 Err(_) => Happening::AgentGone,
             },
             Some(question) = self.questions.recv() => Happening::Asked(question),
             Some(said) = self.answers.1.recv() => Happening::Said(Box::new(said)),
+            result = work_of(preparing) => Happening::Prepared(result),
             event = self.link.event() => Happening::Link(event),
-            () = async { match deadline { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => Happening::Time,
+            () = time(deadline) => Happening::Time,
         }
     }
 
     /// Does what the goal asks for in the present state.
     async fn act(&mut self) {
         let goal = self.goal.borrow_and_update().clone();
+        self.heed(goal.as_ref());
+        // A stop that was begun goes on, whatever is wanted by now and whoever began it.
+        self.advance_stop();
+        let prepares = self.record.stage == Stage::Launching;
         match goal {
             None => {}
+            Some(Goal::Run { spec, .. }) if self.process.is_some() => self.apply_live(&spec).await,
             Some(Goal::Run { run, spec }) => {
-                if self.process.is_some() {
-                    self.advance_stop().await;
-                    self.apply_live(&spec).await;
-                } else if run > self.record.run && self.record.stage == Stage::Idle {
-                    self.start(run, &spec).await;
+                if run > self.record.run && !prepares && self.preparing.is_none() {
+                    self.begin_start(run, spec);
                 }
             }
-            Some(Goal::Stop { grace }) => {
-                if self.process.is_some() {
-                    self.begin_stop(grace, false).await;
-                    self.advance_stop().await;
-                }
-            }
-            Some(Goal::Delete { grace }) => {
-                if self.process.is_some() {
-                    self.begin_stop(grace, true).await;
-                    self.advance_stop().await;
-                } else if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+            Some(Goal::Stop { .. } | Goal::Delete { .. }) if prepares => self.abandon_start().await,
+            Some(Goal::Stop { .. }) => {}
+            Some(Goal::Delete { .. }) => {
+                let due = self.retry_at.is_none_or(|at| at <= Instant::now());
+                if self.process.is_none() && self.preparing.is_none() && due {
                     self.delete().await;
                 }
             }
         }
     }
 
+    /// Begins the stop that a goal asks for. Never waits: it is done in the middle of calls too.
+    fn heed(&mut self, goal: Option<&Goal>) {
+        match goal {
+            Some(Goal::Stop { grace }) => self.begin_stop(*grace, false),
+            Some(Goal::Delete { grace }) => self.begin_stop(*grace, true),
+            Some(Goal::Run { .. }) | None => {}
+        }
+    }
+
     async fn on_time(&mut self) {
         let now = Instant::now();
+        if self.quit_by.is_some_and(|at| at <= now) {
+            self.quit_by = None;
+            self.kill("it did not quit after its guest had ended");
+        }
+        self.terminate_when_due();
         if self.drain.at.is_some_and(|at| at <= now) {
             self.drain_console().await;
         }
@@ -295,6 +337,8 @@ impl Machine {
             self.guest.ask_again_at,
             self.boot_deadline(),
             self.kill_at(),
+            self.terminate_at(),
+            self.quit_by,
         ]
         .into_iter()
         .flatten()
@@ -326,16 +370,17 @@ impl Machine {
         if self.deleted {
             return Phase::Deleted;
         }
-        if let Some(phase) = &self.busy {
-            return phase.clone();
-        }
         let deleting = matches!(*self.goal.borrow(), Some(Goal::Delete { .. }));
         if self.process.is_none() {
             return match deleting {
                 true => Phase::Deleting,
+                false if self.record.stage == Stage::Launching => Phase::Starting,
                 false if self.dir.exists() => Phase::Stopped,
                 false => Phase::Absent,
             };
+        }
+        if self.run_is_over() {
+            return if deleting { Phase::Deleting } else { Phase::Stopping };
         }
         if let Some(message) = self.link.trouble() {
             return Phase::Unmanageable { message };
@@ -403,13 +448,57 @@ impl Machine {
         });
     }
 
-    /// Writes the record. A failure is told and stops nothing: a VM is never ended by bookkeeping.
-    fn write_record(&mut self, synced: bool) {
-        if let Err(error) = self.record.write(self.dir.path(), synced) {
+    /// Whether the end of the present run is recorded already.
+    fn run_is_over(&self) -> bool {
+        let ended = self.record.termination.as_ref();
+        ended.is_some_and(|termination| termination.run == self.record.run)
+    }
+
+    /// Writes the record, so that it outlives the agent. A failure is told and stops nothing: a VM is
+    /// never ended by bookkeeping.
+    fn write_record(&mut self) {
+        let written = self.record.write(self.dir.path(), false);
+        let _ = self.told(written);
+    }
+
+    /// Writes the record, so that it outlives a power cut too.
+    async fn sync_record(&mut self) -> io::Result<()> {
+        let (record, dir) = (self.record.clone(), self.dir.clone());
+        let written = tokio::task::spawn_blocking(move || record.write(dir.path(), true)).await;
+        self.told(written.unwrap_or_else(|error| Err(io::Error::other(error))))
+    }
+
+    fn told(&mut self, written: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &written {
             let message = format!("its record could not be written: {error}");
             tracing::error!(uid = self.uid, "{message}");
             self.problem = Some(message);
         }
+        written
+    }
+}
+
+/// The end of a VMM; never, where there is none.
+async fn ended(process: Option<&Process>) {
+    match process {
+        Some(process) => process.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn work_of(preparing: Option<&mut Preparing>) -> Result<Prepared, String> {
+    match preparing {
+        Some(preparing) => (&mut preparing.work)
+            .await
+            .unwrap_or_else(|error| Err(format!("preparing it failed: {error}"))),
+        None => std::future::pending().await,
+    }
+}
+
+async fn time(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,8 +11,9 @@ use vmlet_init::channel::Request;
 
 use crate::directory::{MONITOR, MachineDir};
 use crate::life::{End, VmStatus};
-use crate::machine::{ADOPTING, DRAIN, Machine, RETRY, Said};
+use crate::machine::{ADOPTING, DRAIN, Machine, RETRY, Said, ended, time};
 use crate::network::{self, Forward, parse_usernet};
+use crate::process::Process;
 use crate::qemu::argv::{CONSOLE, CONSOLE_RING, READY};
 use crate::qemu::qmp::{Event, Qmp, QmpError};
 use crate::spec::{MachineSpec, PortForward};
@@ -117,6 +118,11 @@ impl Machine {
     }
 
     async fn link_broken(&mut self, error: &QmpError) {
+        // It quits, as it was told to.
+        if self.quit_by.is_some() {
+            self.link = Link::None;
+            return;
+        }
         // A VMM that never answered in this run has not started.
         if self.guest.fresh && !self.guest.answered_vmm {
             let timeout = matches!(error, QmpError::Timeout { .. });
@@ -144,8 +150,36 @@ impl Machine {
 
     /// One call to the VMM. A broken connection is noted; None: no answer to use.
     pub(super) async fn call(&mut self, command: &'static str, arguments: Value) -> Option<Value> {
-        let Link::Up(qmp) = &mut self.link else { return None };
-        match qmp.execute(command, arguments).await {
+        let mut qmp = match std::mem::replace(&mut self.link, Link::None) {
+            Link::Up(qmp) => qmp,
+            other => {
+                self.link = other;
+                return None;
+            }
+        };
+        let result = {
+            let mut answer = std::pin::pin!(qmp.execute(command, arguments));
+            let mut agent_here = true;
+            loop {
+                let kill_at = self.kill_at();
+                // A VMM that hangs holds up neither what people want nor its own kill.
+                tokio::select! {
+                    biased;
+                    result = &mut answer => break result,
+                    // What is to be done about its end is done where it is seen next.
+                    () = ended(self.process.as_ref()) => return None,
+                    changed = self.goal.changed(), if agent_here => {
+                        agent_here = changed.is_ok();
+                        self.goal_heard |= agent_here;
+                        let goal = self.goal.borrow().clone();
+                        self.heed(goal.as_ref());
+                    }
+                    () = time(kill_at) => self.kill_when_due(),
+                }
+            }
+        };
+        self.link = Link::Up(qmp);
+        match result {
             Ok(value) => Some(value),
             Err(error) if error.breaks_connection() => {
                 Box::pin(self.link_broken(&error)).await;
@@ -246,7 +280,7 @@ impl Machine {
         if self.record.ready_at.is_none() {
             self.record.ready_at = Some(SystemTime::now());
             self.note("guestReady");
-            self.write_record(false);
+            self.write_record();
         }
         self.drain.pause = DRAIN.0;
         self.greet();
@@ -269,10 +303,14 @@ impl Machine {
                         self.record.reboots += 1;
                     }
                     self.record.guest_boot_id = Some(answer.boot_id.clone());
-                    self.write_record(false);
+                    self.write_record();
                 }
                 if matches!(said.request, Request::Shutdown { .. }) {
                     self.guest.stopping = true;
+                    if let Some(stop) = self.record.stop.as_mut().filter(|stop| !stop.followed) {
+                        stop.followed = true;
+                        self.write_record();
+                    }
                 }
                 self.guest.answer = Some(answer);
             }
@@ -319,7 +357,7 @@ impl Machine {
     pub(super) async fn apply_live(&mut self, spec: &MachineSpec) {
         if self.record.ports != spec.ports {
             self.record.ports.clone_from(&spec.ports);
-            self.write_record(false);
+            self.write_record();
         }
         if self.ports.applied.as_ref() != Some(&spec.ports) {
             self.set_ports(&spec.ports).await;
@@ -355,7 +393,9 @@ impl Machine {
         let before = self.forwards().await.ok_or_else(lost)?;
         let answer = self.monitor_command(command).await.ok_or_else(lost)?;
         if !answer.trim().is_empty() {
-            return Err(network::explain(want, &answer));
+            let privileged = self.process.as_ref().is_some_and(Process::may_bind_low_ports);
+            let first_free = self.host.first_free_port;
+            return Err(network::explain(want, &answer, privileged, first_free));
         }
         let after = self.forwards().await.ok_or_else(lost)?;
         after.into_iter().find(|f| !before.contains(f)).ok_or_else(lost)

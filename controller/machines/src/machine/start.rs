@@ -6,24 +6,30 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use crate::crash::crash_point;
+use crate::directory::MachineDir;
+use crate::host::Host;
 use crate::life::{End, Evidence, verdict};
+use crate::machine::end::QUIT;
 use crate::machine::monitor::Link;
-use crate::machine::{DRAIN, Guest, Machine, Ports};
-use crate::observation::{DiskInfo, Phase, Termination, TerminationReason, VmmInfo};
+use crate::machine::{DRAIN, Guest, Machine, Ports, Preparing};
+use crate::network;
+use crate::observation::{DiskInfo, Termination, TerminationReason, VmmInfo};
 use crate::prepare::{Prepared, prepare};
 use crate::probe::Qemu;
 use crate::process::{FoundVmm, Launch, Process};
 use crate::qemu::argv::{Accelerator, Line, arguments, run_of, value_of};
 use crate::qemu::qcow2;
 use crate::record::Stage;
-use crate::spec::MachineSpec;
+use crate::spec::{Goal, MachineSpec};
 
 impl Machine {
-    /// Begins run `run`. What fails becomes this run's termination.
-    pub(super) async fn start(&mut self, run: u64, spec: &MachineSpec) {
+    /// Begins run `run`: all that blocks is done on another thread. What fails becomes this run's termination.
+    pub(super) fn begin_start(&mut self, run: u64, spec: Box<MachineSpec>) {
         tracing::info!(uid = self.uid, name = spec.name, run, "starting");
-        self.busy = Some(Phase::Starting);
         self.problem = None;
+        self.kill_sent = false;
+        self.too_slow = None;
         self.guest = Guest {
             fresh: true,
             ..Guest::default()
@@ -32,8 +38,41 @@ impl Machine {
         self.record.begin(run);
         self.record.ports.clone_from(&spec.ports);
         self.note("asked");
-        self.publish();
-        if let Err(message) = self.launch(run, spec).await {
+        let (dir, host, uid, given) = (self.dir.clone(), self.host.clone(), self.uid.clone(), spec.clone());
+        let work = tokio::task::spawn_blocking(move || ready(&dir, &host, &uid, &given));
+        self.preparing = Some(Preparing { run, spec, work });
+    }
+
+    /// A stop came before the VMM was executed: the run is over, and what is prepared for it is dropped.
+    pub(super) async fn abandon_start(&mut self) {
+        self.conclude(Termination {
+            run: self.record.run,
+            reason: TerminationReason::Stopped,
+            exit_code: None,
+            message: "it was asked to stop before its VMM was started".to_owned(),
+            finished_at: SystemTime::now(),
+        })
+        .await;
+    }
+
+    /// All lies ready: executes the VMM, unless the run is over by now.
+    pub(super) async fn prepared(&mut self, result: Result<Prepared, String>) {
+        let Some(Preparing { run, spec, .. }) = self.preparing.take() else {
+            return;
+        };
+        if self.record.run != run || self.record.stage != Stage::Launching {
+            return;
+        }
+        // A stop that came in the same moment is heard before, not after.
+        if !matches!(*self.goal.borrow(), Some(Goal::Run { run: wanted, .. }) if wanted == run) {
+            self.abandon_start().await;
+            return;
+        }
+        let launched = match result {
+            Ok(prepared) => self.launch(run, &spec, prepared).await,
+            Err(message) => Err(message),
+        };
+        if let Err(message) = launched {
             tracing::warn!(uid = self.uid, run, "did not start: {message}");
             self.process = None;
             self.conclude(Termination {
@@ -42,47 +81,33 @@ impl Machine {
                 exit_code: None,
                 message,
                 finished_at: SystemTime::now(),
-            });
+            })
+            .await;
         }
-        self.busy = None;
     }
 
-    async fn launch(&mut self, run: u64, spec: &MachineSpec) -> Result<(), String> {
+    async fn launch(&mut self, run: u64, spec: &MachineSpec, prepared: Prepared) -> Result<(), String> {
         let host = self.host.clone();
         let qemu = host.facts.qemu.clone()?;
         let accelerator = host.facts.accelerator.clone()?;
-        self.dir
-            .create()
-            .map_err(|error| format!("{}: {error}", self.dir.path().display()))?;
-        // Nobody may hold the disk: not the VMM of a lost record either.
-        if let Some(vmm) = self.find_stray().map_err(|error| format!("/proc: {error}"))? {
-            return Err(format!("process {} already runs this machine", vmm.id.pid));
-        }
-        let identity = host.identity(&self.uid);
-        let prepared = {
-            let (dir, spec, host) = (self.dir.clone(), spec.clone(), host.clone());
-            tokio::task::spawn_blocking(move || {
-                let initrd = host.initrd(&spec)?;
-                prepare(&dir, &spec, &initrd, identity.map(|i| i.id)).map_err(|e| e.to_string())
-            })
-            .await
-            .map_err(|error| format!("preparing it failed: {error}"))??
-        };
         if let Err(error) = self.console.rotate() {
             tracing::warn!(uid = self.uid, %error, "the console log was not rotated");
         }
         self.note("prepared");
         self.record.disk = Some(prepared.disk.clone());
+        self.record.initrd = prepared.shared_initrd.clone();
         self.record.vmm = Some(VmmInfo {
             kind: "QEMU".to_owned(),
             accelerator: accelerator.as_str().to_owned(),
             version: qemu.version.clone(),
             pid: None,
         });
+        crash_point("start-before-record");
         // From here on a VMM may exist: this must outlive everything.
-        self.record
-            .write(self.dir.path(), true)
+        self.sync_record()
+            .await
             .map_err(|error| format!("its record could not be written: {error}"))?;
+        crash_point("start-recorded");
         let arguments = command_line(&self.uid, run, spec, &prepared, &qemu, accelerator);
         let process = Process::launch(
             Launch {
@@ -90,18 +115,21 @@ impl Machine {
                 arguments,
                 inherited: prepared.inherited,
                 output: prepared.output,
-                identity,
-                cgroups: host.cgroups.create(&self.uid, spec.memory_bytes),
+                identity: host.identity(&self.uid),
+                low_ports: network::wants_privilege(&spec.ports, host.first_free_port),
+                cgroups: prepared.cgroups,
             },
             &host.boot_id,
         )
         .map_err(|error| format!("{} cannot be executed: {error}", qemu.path.display()))?;
+        crash_point("start-executed");
         self.note("executed");
         self.record.started_at = Some(SystemTime::now());
         self.record.stage = Stage::Live;
         self.record.process = Some(process.id.clone());
         self.process = Some(process);
-        self.write_record(false);
+        self.write_record();
+        crash_point("start-noted");
         self.drain.pause = DRAIN.0;
         self.link = Link::connecting(&self.dir, host.config.vmm_deadline, host.config.call_timeout);
         Ok(())
@@ -125,6 +153,8 @@ impl Machine {
         if self.process.is_some() {
             tracing::info!(uid = self.uid, run = self.record.run, "adopting");
             self.link = Link::adopting(&self.dir, self.host.config.call_timeout);
+            // Its end is recorded, and the agent that was to let it go is no more.
+            self.quit_by = self.run_is_over().then(|| Instant::now() + QUIT);
             return Ok(());
         }
         match self.record.stage {
@@ -136,12 +166,18 @@ impl Machine {
                 self.record.begin(run);
                 self.record.stage = Stage::Idle;
                 self.record.termination = termination;
-                self.write_record(false);
+                self.write_record();
             }
             Stage::Live => {
                 let rebooted = self.record.process.as_ref().is_some_and(|p| p.boot_id != boot_id);
-                let end = if rebooted { End::HostReboot } else { self.gone(None) };
-                self.terminate(end, None);
+                if !self.run_is_over() {
+                    let end = if rebooted { End::HostReboot } else { self.gone(None) };
+                    let termination = self.judge(end, None);
+                    self.note_end(termination);
+                }
+                self.record.over();
+                let written = self.record.write(self.dir.path(), true);
+                let _ = self.told(written);
             }
         }
         Ok(())
@@ -149,6 +185,8 @@ impl Machine {
 
     /// Fills a lost record from the command line of a living VMM and from the disk itself.
     fn restore(&mut self, vmm: &FoundVmm) {
+        // It may be lost as a whole; what is recorded from now on needs a place.
+        let _ = self.dir.create();
         self.record.run = run_of(&vmm.argv).unwrap_or(self.record.run).max(self.record.run);
         self.record.stage = Stage::Live;
         self.record.process = Some(vmm.id.clone());
@@ -166,7 +204,7 @@ impl Machine {
         if self.record.disk.is_none() {
             self.record.disk = self.disk_of_overlay();
         }
-        self.write_record(true);
+        self.write_record();
     }
 
     fn disk_of_overlay(&self) -> Option<DiskInfo> {
@@ -186,7 +224,8 @@ impl Machine {
 
     /// When this boot must have come to readiness.
     pub(super) fn boot_deadline(&self) -> Option<Instant> {
-        if self.process.is_none() || self.record.stop.is_some() || self.guest.paused.is_some() {
+        let ends = self.record.stop.is_some() || self.too_slow.is_some() || self.run_is_over();
+        if self.process.is_none() || ends || self.guest.paused.is_some() {
             return None;
         }
         match (self.record.ready_at, self.record.started_at) {
@@ -209,21 +248,41 @@ impl Machine {
     }
 
     /// Says how this run ended, from how it was seen to end.
-    pub(super) fn terminate(&mut self, end: End, exit: Option<&vmlet_init::channel::ExitRecord>) {
+    pub(super) fn judge(&self, end: End, exit: Option<&vmlet_init::channel::ExitRecord>) -> Termination {
         let verdict = verdict(&Evidence {
             end,
             record: exit,
             was_ready: self.record.ready_at.is_some(),
             stop: self.record.stop,
         });
-        self.conclude(Termination {
+        Termination {
             run: self.record.run,
             reason: verdict.reason,
             exit_code: verdict.exit_code,
             message: verdict.message,
             finished_at: SystemTime::now(),
-        });
+        }
     }
+}
+
+/// What must be there before the VMM is executed. Blocks.
+fn ready(dir: &MachineDir, host: &Host, uid: &str, spec: &MachineSpec) -> Result<Prepared, String> {
+    host.facts.qemu.as_ref().map_err(String::clone)?;
+    host.facts.accelerator.as_ref().map_err(String::clone)?;
+    dir.create()
+        .map_err(|error| format!("{}: {error}", dir.path().display()))?;
+    crash_point("start-directory");
+    // Nobody may hold the disk: not the VMM of a lost record either.
+    let stray = crate::process::find_vmm(uid, &host.boot_id, |user| host.is_ours(user));
+    if let Some(vmm) = stray.map_err(|error| format!("/proc: {error}"))? {
+        return Err(format!("process {} already runs this machine", vmm.id.pid));
+    }
+    let initrd = host.initrd(spec)?;
+    let user = host.identity(uid).map(|identity| identity.id);
+    let mut prepared = prepare(dir, spec, &initrd, user).map_err(|error| error.to_string())?;
+    prepared.cgroups = host.cgroups.create(uid, spec.memory_bytes);
+    crash_point("start-prepared");
+    Ok(prepared)
 }
 
 fn command_line(

@@ -6,24 +6,35 @@ use serde_json::json;
 use tokio::time::Instant;
 use vmlet_init::channel::Request;
 
+use crate::crash::crash_point;
 use crate::life::End;
 use crate::machine::{Machine, instant_of};
 use crate::record::Stop;
 
+/// What is kept of a grace period for a VMM that cannot be asked to quit, at most.
+const LAST_PART: Duration = Duration::from_secs(2);
+
 impl Machine {
     /// Begins a stop, or shortens one. The deadline is recorded: another agent goes on from it.
-    pub(super) async fn begin_stop(&mut self, grace: Duration, deleting: bool) {
+    pub(super) fn begin_stop(&mut self, grace: Duration, deleting: bool) {
+        if self.process.is_none() || self.run_is_over() {
+            return;
+        }
         // What was never ready has written nothing that a deletion would miss.
         let grace = if deleting && self.record.ready_at.is_none() {
             Duration::ZERO
         } else {
-            grace
+            grace.min(Duration::from_secs(365 * 86400))
         };
-        let deadline = SystemTime::now() + grace.min(Duration::from_secs(365 * 86400));
+        let deadline = SystemTime::now() + grace;
         let stop = match self.record.stop {
             // Goals come again and again: only what is shorter by more than a moment is another one.
             Some(stop) if stop.killed || deadline + Duration::from_millis(50) >= stop.deadline => return,
-            Some(stop) => Stop { deadline, ..stop },
+            Some(stop) => Stop {
+                deadline,
+                grace,
+                ..stop
+            },
             None => {
                 tracing::info!(
                     uid = self.uid,
@@ -33,30 +44,41 @@ impl Machine {
                 );
                 Stop {
                     deadline,
+                    grace,
+                    followed: false,
+                    terminated: false,
                     killed: false,
                 }
             }
         };
         self.record.stop = Some(stop);
-        self.write_record(false);
+        self.write_record();
+        crash_point("stop-begun");
     }
 
     /// When the kill is due.
     pub(super) fn kill_at(&self) -> Option<Instant> {
-        let stop = self.record.stop.filter(|stop| !stop.killed)?;
+        let stop = self.record.stop.filter(|_| !self.kill_sent && !self.run_is_over())?;
         self.process.as_ref()?;
         Some(instant_of(stop.deadline))
     }
 
+    /// When a VMM that does not talk to us gets SIGTERM: it writes out what it holds and ends. The guest
+    /// has had its part of the grace period by then.
+    pub(super) fn terminate_at(&self) -> Option<Instant> {
+        let stop = self.record.stop.filter(|stop| !stop.terminated)?;
+        self.link.trouble()?;
+        self.kill_at()?;
+        Some(instant_of(stop.deadline - last_part(stop.grace)))
+    }
+
     /// Takes a stop that was begun one step further.
-    pub(super) async fn advance_stop(&mut self) {
-        let Some(stop) = self.record.stop else { return };
-        if stop.killed {
+    pub(super) fn advance_stop(&mut self) {
+        let Some(stop) = self.record.stop.filter(|_| self.process.is_some()) else {
             return;
-        }
-        let left = stop.deadline.duration_since(SystemTime::now()).unwrap_or_default();
-        if left.is_zero() {
-            self.kill_once(stop);
+        };
+        self.kill_when_due();
+        if self.kill_sent || self.run_is_over() {
             return;
         }
         // A guest that boots is asked when it is ready: it would not hear before. One that was ready
@@ -64,22 +86,60 @@ impl Machine {
         let may_hear = self.guest.ready || self.record.ready_at.is_some();
         if may_hear && !self.guest.stopping && !self.guest.asking && self.guest.ask_again_at.is_none() {
             // The guest's own grace ends before ours, so that it can still sync and say how it ended.
-            let grace = left.saturating_sub(Duration::from_secs(2)).max(left / 2);
-            self.ask(Request::shutdown(grace.as_secs()));
+            let left = stop.deadline.duration_since(SystemTime::now()).unwrap_or_default();
+            self.ask(Request::shutdown((left - last_part(left)).as_secs()));
         }
     }
 
-    fn kill_once(&mut self, stop: Stop) {
-        // Recorded first: after a crash in between it counts as sent, and the next agent waits for the end
-        // and kills again only because the process still lives.
-        self.record.stop = Some(Stop { killed: true, ..stop });
-        self.write_record(false);
+    /// Sends the one kill when its time has come. A kill that was recorded by an agent that then died was
+    /// perhaps not sent: what lives although its kill is recorded is killed by the next agent, once.
+    pub(super) fn kill_when_due(&mut self) {
+        let Some(stop) = self.record.stop.filter(|_| self.process.is_some()) else {
+            return;
+        };
+        let due = stop.killed || stop.deadline <= SystemTime::now();
+        if !due || self.kill_sent || self.run_is_over() {
+            return;
+        }
+        if !stop.killed {
+            // Recorded first: an agent that finds the VMM gone then knows why.
+            self.record.stop = Some(Stop { killed: true, ..stop });
+            self.write_record();
+            crash_point("stop-kill-recorded");
+        }
         self.kill("its grace period is over");
+        crash_point("stop-killed");
     }
 
-    fn kill(&mut self, why: &str) {
-        let Some(process) = &self.process else { return };
+    pub(super) fn terminate_when_due(&mut self) {
+        if self.terminate_at().is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let (Some(stop), Some(process)) = (self.record.stop, &self.process) else {
+            return;
+        };
+        tracing::warn!(
+            uid = self.uid,
+            pid = process.id.pid,
+            "the VMM cannot be talked to: SIGTERM"
+        );
+        if let Err(error) = process.terminate() {
+            tracing::warn!(uid = self.uid, %error, "SIGTERM");
+        }
+        self.record.stop = Some(Stop {
+            terminated: true,
+            ..stop
+        });
+        self.write_record();
+    }
+
+    /// Kills the VMM, once.
+    pub(super) fn kill(&mut self, why: &str) {
+        let Some(process) = self.process.as_ref().filter(|_| !self.kill_sent) else {
+            return;
+        };
         tracing::warn!(uid = self.uid, pid = process.id.pid, "killing the VMM: {why}");
+        self.kill_sent = true;
         if let Err(error) = process.kill() {
             let message = format!("its VMM (process {}) cannot be killed: {error}", process.id.pid);
             tracing::error!(uid = self.uid, "{message}");
@@ -94,14 +154,17 @@ impl Machine {
         }
     }
 
-    /// Ends a start that took too long.
+    /// Ends a start that took too long. Its end is seen as every VMM's is.
     pub(super) async fn kill_too_slow(&mut self, what: String, answered: bool) {
         self.drain_console().await;
-        self.kill(&what);
-        self.too_slow = Some(End::TooSlow { what, answered });
-        if let Some(process) = &self.process {
-            process.exited().await;
+        if self.process.is_some() {
+            self.kill(&what);
+            self.too_slow = Some(End::TooSlow { what, answered });
         }
-        self.vmm_ended().await;
     }
+}
+
+/// The part of a grace period that is not the guest's.
+fn last_part(grace: Duration) -> Duration {
+    LAST_PART.min(grace / 2)
 }
