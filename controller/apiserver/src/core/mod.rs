@@ -20,10 +20,18 @@ macro_rules! schemas {
         pub fn core_schema(group: &str, kind: &str) -> &'static Value {
             match (group, kind) {
                 $(($group, $kind) => {
-                    static SCHEMA: LazyLock<Value> = LazyLock::new(|| parse(include_str!(concat!("schemas/", $file))));
+                    static SCHEMA: LazyLock<Value> = LazyLock::new(|| parse(source($group, $kind)));
                     &SCHEMA
                 })*
                 _ => &Value::Null,
+            }
+        }
+
+        /// The text of that schema.
+        pub fn source(group: &str, kind: &str) -> &'static str {
+            match (group, kind) {
+                $(($group, $kind) => include_str!(concat!("schemas/", $file)),)*
+                _ => "null",
             }
         }
     };
@@ -39,6 +47,8 @@ schemas! {
     "events.k8s.io" "Event" "event_events.yaml"
     "coordination.k8s.io" "Lease" "lease.yaml"
     "apiextensions.k8s.io" "CustomResourceDefinition" "customresourcedefinition.yaml"
+    "authentication.k8s.io" "SelfSubjectReview" "selfsubjectreview.yaml"
+    "authorization.k8s.io" "SelfSubjectAccessReview" "selfsubjectaccessreview.yaml"
 }
 
 /// The files are part of the program and tested: one that cannot be read is no schema.
@@ -49,26 +59,28 @@ fn parse(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::Schema;
+    use crate::{registry, reviews, schema::Schema};
 
     #[test]
     fn every_built_in_kind_has_a_structural_schema() {
-        for resource in crate::registry::builtin() {
-            let schema = core_schema(&resource.group, &resource.kind);
-            let name = format!("{} of {:?}", resource.kind, resource.group);
+        let resources = registry::builtin();
+        let stored = resources.iter().map(|r| (r.group.as_str(), r.kind.as_str()));
+        for (group, kind) in stored.chain(reviews::REVIEWS.iter().map(|r| (r.group, r.kind))) {
+            let schema = core_schema(group, kind);
+            let name = format!("{kind} of {group:?}");
             assert!(schema.is_object(), "{name}");
             let errors = Schema::compile(schema, "").err().unwrap_or_default();
             assert!(errors.is_empty(), "{name}: {errors:?}");
-            assert_undescribed(schema, &name);
+            assert_described(schema, &name);
         }
     }
 
-    fn assert_undescribed(schema: &Value, path: &str) {
+    fn assert_described(schema: &Value, path: &str) {
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}.{name}");
             assert!(property["description"].is_string(), "{path} has no description");
-            assert_undescribed(property, &path);
-            assert_undescribed(&property["items"], &path);
+            assert_described(property, &path);
+            assert_described(&property["items"], &path);
         }
     }
 }

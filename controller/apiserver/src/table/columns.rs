@@ -1,0 +1,104 @@
+//! Columns of custom resources.
+
+use jiff::Timestamp;
+use serde_json::{Number, Value, json};
+
+use super::{AGE, header, jsonpath, name_header, since};
+use crate::schema::go_json;
+
+/// A column as its definition describes it.
+pub struct Column {
+    name: String,
+    kind: String,
+    format: String,
+    description: String,
+    priority: i64,
+    /// None when the path cannot be read; such cells are empty.
+    path: Option<jsonpath::Path>,
+}
+
+/// Why the JSON path of a column cannot be read, if so.
+pub fn check(json_path: &str) -> Result<(), String> {
+    jsonpath::Path::parse(json_path).map(|_| ())
+}
+
+impl Column {
+    /// Reads `additionalPrinterColumns`; without any there is the age.
+    pub fn all(definitions: &[Value]) -> Vec<Column> {
+        if definitions.is_empty() {
+            let age = json!({
+                "name": "Age", "type": "date", "description": AGE, "jsonPath": ".metadata.creationTimestamp",
+            });
+            return vec![Column::read(&age)];
+        }
+        definitions.iter().map(Column::read).collect()
+    }
+
+    fn read(definition: &Value) -> Column {
+        let text = |key: &str| definition[key].as_str().unwrap_or_default().to_owned();
+        let path = text("jsonPath");
+        let mut description = text("description");
+        if description.is_empty() {
+            description = format!("Custom resource definition column (in JSONPath format): {path}");
+        }
+        Column {
+            name: text("name"),
+            kind: text("type"),
+            format: text("format"),
+            description,
+            priority: definition["priority"].as_i64().unwrap_or_default(),
+            path: jsonpath::Path::parse(&path).ok(),
+        }
+    }
+
+    fn cell(&self, object: &Value, now: Timestamp) -> Value {
+        // Paths are simple: of several results only the first is shown.
+        let found = self.path.as_ref().and_then(|path| path.find(object).ok());
+        let Some(value) = found.as_ref().and_then(|found| found.first()) else {
+            return Value::Null;
+        };
+        match (self.kind.as_str(), value.as_ref()) {
+            ("string", value) => print(value).into(),
+            ("integer", Value::Number(number)) => integer(number),
+            ("number", Value::Number(number)) => number.as_f64().map_or(Value::Null, Value::from),
+            ("boolean", Value::Bool(flag)) => (*flag).into(),
+            ("date", Value::String(text)) if text == "null" => "<unknown>".into(),
+            ("date", Value::String(_)) => since(value, now).into(),
+            _ => Value::Null,
+        }
+    }
+}
+
+fn integer(number: &Number) -> Value {
+    match (number.as_i64(), number.as_f64()) {
+        (Some(whole), _) => whole.into(),
+        // As Go converts: towards zero.
+        (None, Some(float)) => (float as i64).into(),
+        (None, None) => Value::Null,
+    }
+}
+
+/// A value as Go prints it.
+fn print(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "<no value>".to_owned(),
+        other => go_json(other),
+    }
+}
+
+/// `columnDefinitions`: the name and these.
+pub fn headers(columns: &[Column]) -> Vec<Value> {
+    let column = |c: &Column| header(&c.name, &c.kind, &c.format, &c.description, c.priority);
+    std::iter::once(name_header(0))
+        .chain(columns.iter().map(column))
+        .collect()
+}
+
+/// The cells of one object.
+pub fn cells(columns: &[Column], object: &Value, now: Timestamp) -> Vec<Value> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    std::iter::once(name.into())
+        .chain(columns.iter().map(|c| c.cell(object, now)))
+        .collect()
+}
