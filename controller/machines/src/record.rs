@@ -198,7 +198,11 @@ fn parse(bytes: &[u8], uid: &str) -> Result<Record, String> {
 fn set_aside(path: &Path, why: String) -> io::Result<Found> {
     // One is kept: the newest. An agent that meets a new one at every start must not fill the disk.
     let aside = path.with_extension("json.broken");
-    std::fs::rename(path, &aside)?;
+    if std::fs::rename(path, &aside).is_err() {
+        // What lies there is of another kind.
+        let _ = std::fs::remove_file(&aside).or_else(|_| std::fs::remove_dir_all(&aside));
+        std::fs::rename(path, &aside)?;
+    }
     Ok(Found::SetAside { path: aside, why })
 }
 

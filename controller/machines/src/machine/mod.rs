@@ -258,8 +258,8 @@ impl Machine {
         let process = self.process.as_ref();
         let preparing = self.preparing.as_mut();
         tokio::select! {
-            // The end of the VMM first: nothing else matters then. Then what people want, so that a
-            // chatty VMM cannot hold it up.
+            // The end of the VMM first: nothing else matters then. Then what people want, and what is due,
+            // so that a chatty VMM can hold up neither.
             biased;
             () = ended(process) => Happening::VmmEnded,
             changed = self.goal.changed() => match changed {
@@ -269,8 +269,8 @@ impl Machine {
             Some(question) = self.questions.recv() => Happening::Asked(question),
             Some(said) = self.answers.1.recv() => Happening::Said(Box::new(said)),
             result = work_of(preparing) => Happening::Prepared(result),
-            event = self.link.event() => Happening::Link(event),
             () = time(deadline) => Happening::Time,
+            event = self.link.event() => Happening::Link(event),
         }
     }
 
@@ -284,11 +284,10 @@ impl Machine {
         match goal {
             None => {}
             Some(Goal::Run { spec, .. }) if self.process.is_some() => self.apply_live(&spec).await,
-            Some(Goal::Run { run, spec }) => {
-                if run > self.record.run && !prepares && self.preparing.is_none() {
-                    self.begin_start(run, spec);
-                }
+            Some(Goal::Run { run, spec }) if run > self.record.run && !prepares && self.preparing.is_none() => {
+                self.begin_start(run, spec);
             }
+            Some(Goal::Run { .. }) => {}
             Some(Goal::Stop { .. } | Goal::Delete { .. }) if prepares => self.abandon_start().await,
             Some(Goal::Stop { .. }) => {}
             Some(Goal::Delete { .. }) => {

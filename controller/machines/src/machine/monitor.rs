@@ -32,8 +32,6 @@ pub enum Link {
     Down {
         /// When.
         retry: Pin<Box<tokio::time::Sleep>>,
-        /// How long the next pause is.
-        pause: Duration,
         /// Why, for people.
         message: String,
     },
@@ -47,6 +45,8 @@ pub enum LinkEvent {
     Retry,
 }
 
+/// Bytes of console that are read at once.
+const PART: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -127,14 +127,14 @@ impl Machine {
         if self.guest.fresh && !self.guest.answered_vmm {
             let timeout = matches!(error, QmpError::Timeout { .. });
             if timeout {
+                self.link = Link::None;
                 self.kill_too_slow(format!("the VMM did not start: {error}"), false)
                     .await;
                 return;
             }
         }
         let pause = match &self.link {
-            Link::Down { pause, .. } => (*pause * 2).min(LAST_PAUSE),
-            Link::Opening(_, Some(_)) => LAST_PAUSE.min(self.last_pause * 2),
+            Link::Opening(_, Some(_)) => (self.last_pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE),
             _ => FIRST_PAUSE,
         };
         self.last_pause = pause;
@@ -143,7 +143,6 @@ impl Machine {
         self.drain.at = None;
         self.link = Link::Down {
             retry: Box::pin(tokio::time::sleep(pause)),
-            pause,
             message,
         };
     }
@@ -328,8 +327,9 @@ impl Machine {
     /// Moves what the console ring holds into the log.
     pub(super) async fn drain_console(&mut self) {
         let mut any = false;
+        const { assert!(CONSOLE_RING >= PART as u64) };
         loop {
-            let arguments = json!({"device": CONSOLE, "size": 65536, "format": "base64"});
+            let arguments = json!({"device": CONSOLE, "size": PART, "format": "base64"});
             let Some(answer) = self.call("ringbuf-read", arguments).await else {
                 break;
             };
@@ -338,7 +338,7 @@ impl Machine {
             if let Err(error) = self.console.append(&bytes) {
                 tracing::warn!(uid = self.uid, %error, "console output is lost");
             }
-            if bytes.len() < 65536 {
+            if bytes.len() < PART {
                 break;
             }
         }
@@ -350,7 +350,6 @@ impl Machine {
             (self.drain.pause * 2).min(longest)
         };
         self.drain.at = matches!(self.link, Link::Up(_)).then(|| Instant::now() + self.drain.pause);
-        debug_assert!(CONSOLE_RING >= 65536);
     }
 
     /// Changes what can be changed while it runs.
