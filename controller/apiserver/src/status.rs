@@ -74,6 +74,11 @@ impl Failure {
         }
     }
 
+    /// A refusal whose code, reason and words come from elsewhere.
+    pub fn with(code: u16, reason: &'static str, message: String) -> Failure {
+        Failure::new(code, reason, message)
+    }
+
     fn about(mut self, subject: &Subject<'_>) -> Failure {
         self.details = Some(Value::Object(subject.details()));
         self
@@ -106,6 +111,16 @@ impl Failure {
             subject.qualified()
         );
         Failure::new(405, "MethodNotAllowed", message).about(&Subject { name: "", ..*subject })
+    }
+
+    /// 405 in words of its own.
+    pub fn method_not_allowed_because(message: &str) -> Failure {
+        Failure::new(405, "MethodNotAllowed", message)
+    }
+
+    /// 413 for a patch of too many operations.
+    pub fn too_many_operations(message: String) -> Failure {
+        Failure::new(413, "RequestEntityTooLarge", message)
     }
 
     /// 406.

@@ -1,5 +1,8 @@
-//! What vmlet relies on of the Kubernetes API, proven against a real kube-apiserver with real kubectls
-//! and kube-rs. No case knows which server it talks to.
+//! What vmlet relies on of the Kubernetes API, proven with real kubectls and kube-rs against a real
+//! kube-apiserver and against the embedded API. No case knows which server it talks to.
+//!
+//! `differences.txt` names the cases in which the embedded API is allowed to differ, each with its reason. A case
+//! that differs and is not named there fails, and so does one that is named and does not differ any more.
 
 mod apply;
 mod core;
@@ -8,6 +11,7 @@ mod life;
 mod rest;
 mod target;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -16,7 +20,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use target::{Cx, Server};
+use target::{Cx, Kind, Server};
 
 type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -47,42 +51,78 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let server = match Server::new() {
-        Ok(server) => Arc::new(server),
-        Err(error) => {
-            eprintln!("no runtime: {error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
     let kubectls = vmlet_e2e::kubectl::binaries();
-    if available && kubectls.is_empty() {
+    if kubectls.is_empty() {
         eprintln!("there is no kubectl: run scripts/deps");
         return ExitCode::FAILURE;
     }
     let mut trials = Vec::new();
-    for case in [
+    for kind in [Kind::Embedded, Kind::Real] {
+        let server = match Server::new(kind) {
+            Ok(server) => Arc::new(server),
+            Err(error) => {
+                eprintln!("no runtime: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let differences = match kind {
+            Kind::Real => BTreeMap::new(),
+            Kind::Embedded => differences(),
+        };
+        let prefix = match kind {
+            Kind::Real => "real",
+            Kind::Embedded => "embedded",
+        };
+        for case in all() {
+            for (version, binary) in kubectls.iter().take(if case.kubectl { usize::MAX } else { 1 }) {
+                let name = match case.kubectl {
+                    true => format!("{prefix}::kubectl_{version}::{}", case.name),
+                    false => format!("{prefix}::{}", case.name),
+                };
+                let (server, binary, run) = (server.clone(), binary.clone(), case.run);
+                let difference = differences.get(case.name).copied();
+                let trial = Trial::test(name, move || judge(server.run(&binary, run), difference));
+                trials.push(trial.with_ignored_flag(kind == Kind::Real && !available));
+            }
+        }
+    }
+    for name in differences().keys() {
+        let name = *name;
+        let known = all().iter().any(|case| case.name == name);
+        trials.push(Trial::test(format!("differences::{name}"), move || match known {
+            true => Ok(()),
+            false => Err(Failed::from("differences.txt names a case that does not exist")),
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn all() -> Vec<Case> {
+    let parts = [
         apply::cases(),
         core::cases(),
         get::cases(),
         life::cases(),
         rest::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    {
-        for (version, binary) in kubectls.iter().take(if case.kubectl { usize::MAX } else { 1 }) {
-            let name = match case.kubectl {
-                true => format!("real::kubectl_{version}::{}", case.name),
-                false => format!("real::{}", case.name),
-            };
-            let (server, binary, run) = (server.clone(), binary.clone(), case.run);
-            let trial = Trial::test(name, move || {
-                server
-                    .run(&binary, run)
-                    .map_err(|error| Failed::from(format!("{error:#}")))
-            });
-            trials.push(trial.with_ignored_flag(!available));
-        }
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// Case name to reason.
+fn differences() -> BTreeMap<&'static str, &'static str> {
+    let lines = include_str!("differences.txt").lines().filter(|l| !l.starts_with('#'));
+    lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, reason)| (name.trim(), reason.trim()))
+        .collect()
+}
+
+fn judge(outcome: Result<()>, difference: Option<&str>) -> Result<(), Failed> {
+    match (outcome, difference) {
+        (Ok(()), None) | (Err(_), Some(_)) => Ok(()),
+        (Err(error), None) => Err(Failed::from(format!("{error:#}"))),
+        (Ok(()), Some(reason)) => Err(Failed::from(format!(
+            "differences.txt says that this differs ({reason}), but it does not any more: remove the line"
+        ))),
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -11,6 +11,7 @@ use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use vmlet_apiserver::ApiServer;
 use vmlet_e2e::controlplane::ControlPlane;
 use vmlet_e2e::kubectl::Kubectl;
 use vmlet_e2e::wait::{self, Seen};
@@ -63,13 +64,37 @@ pub fn manifest(name: &str, spec: serde_json::Value) -> String {
         .to_string()
 }
 
+/// Which API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// kube-apiserver with etcd.
+    Real,
+    /// The embedded API, served over TLS by this process.
+    Embedded,
+}
+
+enum Running {
+    Real(ControlPlane),
+    Embedded { server: ApiServer, kubeconfig: String },
+}
+
+impl Running {
+    fn kubeconfig(&self) -> &str {
+        match self {
+            Running::Real(server) => server.kubeconfig(),
+            Running::Embedded { kubeconfig, .. } => kubeconfig,
+        }
+    }
+}
+
 struct Started {
-    server: ControlPlane,
+    server: Running,
     dir: TempDir,
 }
 
 /// A server, started by the first case that needs it and ended when the suite drops it.
 pub struct Server {
+    kind: Kind,
     runtime: Runtime,
     started: OnceLock<Result<Started, String>>,
     number: AtomicUsize,
@@ -77,8 +102,9 @@ pub struct Server {
 
 impl Server {
     /// Starts nothing yet.
-    pub fn new() -> Result<Server> {
+    pub fn new(kind: Kind) -> Result<Server> {
         Ok(Server {
+            kind,
             runtime: Runtime::new()?,
             started: OnceLock::new(),
             number: AtomicUsize::new(0),
@@ -89,7 +115,7 @@ impl Server {
     pub fn run(&self, kubectl: &Path, case: fn(Cx) -> Outcome) -> Result<()> {
         let started = self.started.get_or_init(|| {
             self.runtime
-                .block_on(Started::start())
+                .block_on(Started::start(self.kind))
                 .map_err(|error| format!("{error:?}"))
         });
         let started = started
@@ -109,11 +135,20 @@ impl Server {
 }
 
 impl Started {
-    async fn start() -> Result<Started> {
-        let started = Started {
-            server: ControlPlane::start().await?,
-            dir: tempfile::tempdir()?,
+    async fn start(kind: Kind) -> Result<Started> {
+        let dir = tempfile::tempdir()?;
+        let server = match kind {
+            Kind::Real => Running::Real(ControlPlane::start().await?),
+            Kind::Embedded => {
+                let server = ApiServer::open(vmlet_apiserver::Config::new(dir.path().join("api"))).await?;
+                let address = server.serve(([127, 0, 0, 1], 0).into()).await?;
+                let path = dir.path().join("kubeconfig");
+                server.write_kubeconfig(address, &path)?;
+                let kubeconfig = std::fs::read_to_string(&path)?;
+                Running::Embedded { server, kubeconfig }
+            }
         };
+        let started = Started { server, dir };
         started.install_kind().await?;
         Ok(started)
     }
@@ -194,4 +229,16 @@ pub fn contains(text: &str, words: &[&str]) -> Result<()> {
         ensure!(text.contains(word), "{word:?} is not in:\n{text}");
     }
     Ok(())
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(Ok(Started {
+            server: Running::Embedded { server, .. },
+            ..
+        })) = self.started.get()
+        {
+            self.runtime.block_on(server.close());
+        }
+    }
 }

@@ -1,11 +1,19 @@
 //! The kinds that are always there.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use crate::core::core_schema;
+use crate::schema::Schema;
 
 use super::{Core, Resource, Version};
 
-/// All built-in resources.
-pub fn builtin() -> Vec<Resource> {
+/// All built-in resources; their schemas are compiled at the first call.
+pub fn builtin() -> &'static [Arc<Resource>] {
+    static BUILTIN: LazyLock<Vec<Arc<Resource>>> = LazyLock::new(|| make().into_iter().map(Arc::new).collect());
+    &BUILTIN
+}
+
+fn make() -> Vec<Resource> {
     let mut list = vec![
         resource(Core::Namespace, "", "namespaces", "Namespace", false, &["ns"]),
         resource(Core::Secret, "", "secrets", "Secret", true, &[]),
@@ -92,7 +100,8 @@ fn resource(core: Core, group: &str, plural: &str, kind: &str, namespaced: bool,
             scale: None,
             selectable: selectable.iter().map(|s| (*s).to_owned()).collect(),
             columns: Vec::new(),
-            schema: None,
+            // A test compiles them all.
+            schema: Schema::compile(core_schema(group, kind), "").ok().map(Arc::new),
             deprecation: None,
         }],
         stored_as,

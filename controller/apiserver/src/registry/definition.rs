@@ -212,3 +212,16 @@ pub fn accept(definition: &mut Value, now: &str) {
     ]);
     definition["status"] = json!({"acceptedNames": names, "conditions": conditions, "storedVersions": all});
 }
+
+/// Adds the condition that says "being deleted".
+pub fn terminating(definition: &mut Value, now: &str) {
+    let condition = json!({
+        "type": "Terminating", "status": "True", "lastTransitionTime": now,
+        "reason": "InstanceDeletionPending", "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+    });
+    if let Some(conditions) = definition["status"]["conditions"].as_array_mut() {
+        conditions.push(condition);
+    } else {
+        definition["status"]["conditions"] = json!([condition]);
+    }
+}

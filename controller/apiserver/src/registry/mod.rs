@@ -156,8 +156,8 @@ impl Registry {
     /// Built-in resources and those given.
     pub fn new(custom: Vec<Arc<Resource>>, epoch: u64) -> Registry {
         let resources = builtin()
-            .into_iter()
-            .map(Arc::new)
+            .iter()
+            .cloned()
             .chain(custom)
             .map(|r| ((r.group.clone(), r.plural.clone()), r))
             .collect();

@@ -1,0 +1,255 @@
+//! DELETE, of one object and of a collection.
+
+use axum::body::Body;
+use serde_json::{Value, json};
+
+use super::normalize::delete_options;
+use super::read::{self, Selection};
+use super::{Call, RACES, metadata, rfc3339};
+use crate::Inner;
+use crate::http::answer::Answer;
+use crate::http::body;
+use crate::registry::{Core, Resource, definition};
+use crate::status::{self, Failure, Subject};
+use crate::storage::{Change, Key, WriteError};
+
+/// What happens to dependents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+/// `DeleteOptions`, as far as they mean something here.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub propagation: Propagation,
+    pub uid: Option<String>,
+    pub version: Option<String>,
+    pub dry_run: bool,
+}
+
+/// What a deletion came to.
+pub enum Deleted {
+    /// Gone; the last state.
+    Gone(Value),
+    /// Finalizers hold it; how it stands now.
+    Held(Value),
+}
+
+async fn options(call: &Call, body: Body) -> Result<Options, Failure> {
+    let bytes = body::read(body).await?;
+    let options = delete_options(call, &bytes)?;
+    let text = |value: &Value| value.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+    let policy = text(&options["propagationPolicy"]).or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
+    let orphans = options["orphanDependents"] == true || call.query.get("orphanDependents") == Some("true");
+    let propagation = match policy.as_deref() {
+        None if orphans => Propagation::Orphan,
+        None | Some("Background") => Propagation::Background,
+        Some("Foreground") => Propagation::Foreground,
+        Some("Orphan") => Propagation::Orphan,
+        Some(other) => {
+            let supported = ["Background", "Foreground", "Orphan"];
+            let error = crate::schema::FieldError::not_supported("propagationPolicy", other, &supported);
+            let subject = Subject {
+                group: "meta.k8s.io",
+                kind: "DeleteOptions",
+                name: "",
+            };
+            return Err(Failure::invalid(&subject, &[error.into()]));
+        }
+    };
+    let all = options["dryRun"]
+        .as_array()
+        .is_some_and(|d| d.iter().any(|d| d == "All"));
+    Ok(Options {
+        propagation,
+        uid: text(&options["preconditions"]["uid"]),
+        version: text(&options["preconditions"]["resourceVersion"]),
+        dry_run: all || call.query.dry_run()?,
+    })
+}
+
+pub async fn one(call: &Call, name: &str, body: Body) -> Result<Answer, Failure> {
+    let options = options(call, body).await?;
+    let deleted = delete(
+        &call.server,
+        &call.resource,
+        &call.key(name),
+        &options,
+        &rfc3339(call.now),
+    )
+    .await?;
+    match deleted {
+        Deleted::Gone(object) => {
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+            Ok(Answer::ok(status::deleted(&call.subject(name), uid)))
+        }
+        Deleted::Held(object) => call.answer(200, call.served(object), Vec::new()),
+    }
+}
+
+pub async fn collection(call: &Call, body: Body) -> Result<Answer, Failure> {
+    let options = options(call, body).await?;
+    let listed = read::collect(call, &Selection::of(call)?).await?;
+    let mut items = Vec::with_capacity(listed.items.len());
+    for object in listed.items {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let key = Key {
+            resource: call.resource.storage.clone(),
+            namespace: text("namespace"),
+            name: text("name"),
+        };
+        match delete(&call.server, &call.resource, &key, &options, &rfc3339(call.now)).await {
+            Ok(_) => items.push(object),
+            Err(failure) if failure.code == 404 => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(Answer::ok(json!({
+        "kind": call.resource.list_kind, "apiVersion": call.api_version(), "items": items,
+        "metadata": {"resourceVersion": call.server.store.version().to_string(), "continue": ""},
+    })))
+}
+
+/// Deletes one object: at once, or as soon as its finalizers allow.
+pub async fn delete(
+    server: &Inner,
+    resource: &Resource,
+    key: &Key,
+    options: &Options,
+    now: &str,
+) -> Result<Deleted, Failure> {
+    let subject = Subject {
+        group: &resource.group,
+        kind: &resource.plural,
+        name: &key.name,
+    };
+    let definition = resource.core == Some(Core::Definition);
+    for _ in 0..RACES {
+        let Some(stored) = server.store.get(key).await? else {
+            return Err(Failure::not_found(&subject));
+        };
+        let live = stored.value()?;
+        preconditions(&live, options, &subject)?;
+        if resource.core == Some(Core::Namespace) && IMMORTAL.contains(&key.name.as_str()) {
+            return Err(Failure::forbidden(&subject, "this namespace may not be deleted", &[]));
+        }
+        let mut object = live.clone();
+        mark(resource, &mut object, options, now)?;
+        let gone = metadata::may_go(&object);
+        if options.dry_run {
+            return Ok(if gone {
+                Deleted::Gone(object)
+            } else {
+                Deleted::Held(object)
+            });
+        }
+        if object == live {
+            return Ok(Deleted::Held(live));
+        }
+        let base = stored.version;
+        let change = if gone {
+            // The last state, as it was: only the version is new.
+            Change::Remove {
+                key: key.clone(),
+                base,
+                object: live,
+            }
+        } else {
+            Change::Update {
+                key: key.clone(),
+                base,
+                object,
+                expires: None,
+            }
+        };
+        let _turn = if definition {
+            Some(server.definitions.lock().await)
+        } else {
+            None
+        };
+        match server.store.write(vec![change]).await {
+            Ok(written) => {
+                if definition {
+                    server.reload().await?;
+                }
+                let object = written.into_iter().next().unwrap_or_default();
+                return Ok(if gone {
+                    Deleted::Gone(object)
+                } else {
+                    Deleted::Held(object)
+                });
+            }
+            Err(WriteError::Changed) => continue,
+            Err(error) => return Err(Failure::of_write(error, &subject)),
+        }
+    }
+    Err(Failure::modified(&subject))
+}
+
+/// Namespaces that everything else relies on.
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+fn preconditions(live: &Value, options: &Options, subject: &Subject<'_>) -> Result<(), Failure> {
+    for (what, wanted, field) in [
+        ("UID", &options.uid, "uid"),
+        ("ResourceVersion", &options.version, "resourceVersion"),
+    ] {
+        let is = live["metadata"][field].as_str().unwrap_or_default();
+        if let Some(wanted) = wanted
+            && wanted != is
+        {
+            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            return Err(Failure::conflict(subject, &why));
+        }
+    }
+    Ok(())
+}
+
+/// Sets the deletion timestamp and the finalizers that the propagation asks for.
+fn mark(resource: &Resource, object: &mut Value, options: &Options, now: &str) -> Result<(), Failure> {
+    let metadata = metadata::map(object)?;
+    let mut finalizers: Vec<Value> = metadata
+        .get("finalizers")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let foreground = Value::from("foregroundDeletion");
+    let orphan = Value::from("orphan");
+    let wanted = match options.propagation {
+        Propagation::Background => None,
+        Propagation::Foreground => Some(&foreground),
+        Propagation::Orphan => Some(&orphan),
+    };
+    finalizers.retain(|f| (f != &foreground && f != &orphan) || Some(f) == wanted);
+    if let Some(wanted) = wanted
+        && !finalizers.contains(wanted)
+    {
+        finalizers.push(wanted.clone());
+    }
+    let first = metadata.get("deletionTimestamp").is_none_or(Value::is_null);
+    if first && resource.core == Some(Core::Definition) && !finalizers.iter().any(|f| f == definition::CLEANUP) {
+        finalizers.push(definition::CLEANUP.into());
+    }
+    match finalizers.is_empty() {
+        true => metadata.remove("finalizers"),
+        false => metadata.insert("finalizers".into(), finalizers.into()),
+    };
+    if first {
+        metadata.insert("deletionTimestamp".into(), now.into());
+        if resource.core != Some(Core::Namespace) {
+            metadata.insert("deletionGracePeriodSeconds".into(), 0.into());
+        }
+        if let Some(generation) = metadata.get("generation").and_then(Value::as_i64) {
+            metadata.insert("generation".into(), (generation + 1).into());
+        }
+        match resource.core {
+            Some(Core::Namespace) => object["status"]["phase"] = "Terminating".into(),
+            Some(Core::Definition) => definition::terminating(object, now),
+            _ => {}
+        }
+    }
+    Ok(())
+}
