@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A kubelet for virtual machines: `kubectl apply` a VirtualMachine, and it runs.
 ///
-/// `vmlet agent` runs on each node, and `vmlet controller` once, against any Kubernetes API that serves
-/// the CRDs that `vmlet crds` prints.
+/// On one machine, `vmlet standalone` is all there is to run. On a cluster, `vmlet agent` runs on each node, and
+/// `vmlet controller` once, against any Kubernetes API that serves the CRDs that `vmlet crds` prints.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
@@ -35,6 +35,8 @@ pub enum LogFormat {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run everything on this machine alone: a small Kubernetes-style API, the agent and the controller in one process.
+    Standalone(Standalone),
     /// Run the agent of one node against a Kubernetes API.
     Agent(Agent),
     /// Run what is decided once per cluster: resolving references and binding VMs.
@@ -70,12 +72,29 @@ pub struct NodeArgs {
     /// Images and kernels that are pulled at once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_parallel_pulls: u16,
+    /// Days for which images and kernels are kept that nobody uses. On a disk that is nearly full, minutes.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(0..=3650))]
+    pub keep_unused_days: u16,
     /// Memory that VMs may use in all, in MiB. Defaults to the machine's memory less 1 GiB.
     #[arg(long)]
     pub vm_memory_mib: Option<u64>,
     /// Address for /metrics, /livez and /readyz, for example 127.0.0.1:9464. They need no credentials.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// Settings of `vmlet standalone`.
+#[derive(Clone, Debug, Args)]
+pub struct Standalone {
+    /// Settings of the node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Address and port on which the API is served with TLS. Port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:6440")]
+    pub listen: SocketAddr,
+    /// Writes a kubeconfig for the API to this file. It holds the token that may do everything: keep it to yourself.
+    #[arg(long)]
+    pub write_kubeconfig: Option<PathBuf>,
 }
 
 /// Settings of `vmlet agent`.

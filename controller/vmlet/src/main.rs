@@ -4,10 +4,10 @@ mod admin;
 mod check;
 mod cli;
 mod image;
-
 mod kernel;
 mod node;
 mod setup;
+mod standalone;
 mod vm;
 
 use std::process::ExitCode;

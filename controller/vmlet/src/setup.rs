@@ -1,6 +1,7 @@
 //! Logging, the TLS provider, the runtime, and the way to each command.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -8,6 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{ApiArgs, Cli, Command, Image, Kernel, LogFormat};
+
+/// How long the API may take until it begins to answer.
+const API_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -33,6 +37,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         .context("the async runtime")?;
     runtime.block_on(async {
         match cli.command {
+            Command::Standalone(args) => crate::standalone::run(args, stop_signal()?)
+                .await
+                .map(|()| ExitCode::SUCCESS),
             Command::Agent(args) => crate::node::agent(args, stop_signal()?)
                 .await
                 .map(|()| ExitCode::SUCCESS),
@@ -81,7 +88,7 @@ fn stop_signal() -> Result<CancellationToken> {
 
 /// A client for the API that the command line names.
 pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
-    let config = match &args.kubeconfig {
+    let mut config = match &args.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -92,5 +99,10 @@ pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
             .await
             .context("no Kubernetes API to talk to: give --kubeconfig, or set KUBECONFIG")?,
     };
-    kube::Client::try_from(config).context("client for the Kubernetes API")
+    // Every loop here retries by itself, with a back-off and a word in the log; the client's own policy
+    // would sit on a request for as long as 15 tries and 1000 s take, with nothing to be seen.
+    config.default_retry = false;
+    let builder = kube::client::ClientBuilder::try_from(config).context("client for the Kubernetes API")?;
+    // Until the answer begins: watches go on for as long as they like.
+    Ok(builder.with_layer(&tower::timeout::TimeoutLayer::new(API_TIMEOUT)).build())
 }
