@@ -3,6 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
+use crate::patch::{Strategy, strategy_of};
 use crate::registry::definition;
 use crate::schema::Schema;
 
@@ -235,6 +236,44 @@ fn strategic_patches_are_described_where_they_are_offered() {
     };
     assert!(offered("api/v1") && offered("apis/coordination.k8s.io/v1"));
     assert!(!offered("apis/apiextensions.k8s.io/v1"));
+}
+
+/// The lists below that are merged, by their paths, with the key of their items.
+fn merged_lists(schema: &Value, path: &str, all: &Value, found: &mut BTreeMap<String, Value>) {
+    if let Some(target) = schema["allOf"][0]["$ref"].as_str() {
+        return merged_lists(&all[target.trim_start_matches(SCHEMAS)], path, all, found);
+    }
+    if schema["x-kubernetes-patch-strategy"] == "merge" {
+        found.insert(path.to_owned(), schema["x-kubernetes-patch-merge-key"].clone());
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
+        merged_lists(property, &path, all, found);
+    }
+}
+
+#[test]
+fn what_documents_say_of_strategic_patches_is_how_they_are_applied() {
+    let documents = documents(&[]);
+    let schemas = &documents["api/v1"]["components"]["schemas"];
+    let mut found = BTreeMap::new();
+    for (name, schema) in schemas.as_object().expect("schemas") {
+        if name.starts_with("io.k8s.api.core.v1.") && !name.ends_with("List") {
+            merged_lists(schema, "", schemas, &mut found);
+        }
+    }
+    assert!(found.len() >= 5, "{found:?}");
+    for (path, key) in found {
+        match strategy_of(&path) {
+            Strategy::ByKey(ours) => assert_eq!(key, ours, "{path}"),
+            Strategy::Union => assert_eq!(key, Value::Null, "{path}"),
+            Strategy::Replace => panic!("{path} is replaced"),
+        }
+    }
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub fn strategy_of(path: &str) -> Strategy {
         "status.conditions" => Strategy::ByKey("type"),
         "status.addresses" => Strategy::ByKey("type"),
         "spec.podCIDRs" => Strategy::Union,
+        // Of service accounts.
+        "secrets" => Strategy::ByKey("name"),
         _ => Strategy::Replace,
     }
 }

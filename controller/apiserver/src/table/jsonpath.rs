@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Paths come from definitions: deeper nesting of filters and unions than this is refused.
 const MAX_DEPTH: usize = 8;
 
+/// Recursive descents and unions multiply what they find: a path that finds more than this is an error.
+const MAX_VALUES: usize = 10_000;
+
 /// A parsed path.
 #[derive(Debug, PartialEq)]
 pub struct Path(Vec<Step>);
@@ -301,17 +304,28 @@ impl Step {
                     }
                 }
             }
-            Step::Wildcard => found.extend(values.into_iter().flat_map(inside)),
-            Step::Recursive => values.into_iter().for_each(|value| descend(value, &mut found)),
+            Step::Wildcard => {
+                for value in values {
+                    found.extend(inside(value));
+                    bounded(&found)?;
+                }
+            }
+            Step::Recursive => {
+                for value in values {
+                    descend(value, &mut found)?;
+                }
+            }
             Step::Union(paths) => {
                 for path in paths {
                     found.extend(path.walk(values.clone())?);
+                    bounded(&found)?;
                 }
             }
             Step::Slice(start, end, step) => {
                 for value in values {
                     if !value.is_null() {
                         found.extend(cut(value, *start, *end, *step)?);
+                        bounded(&found)?;
                     }
                 }
             }
@@ -348,16 +362,28 @@ fn items(values: Values<'_>) -> Result<Values<'_>, String> {
             return Err("not a list, cannot be filtered".to_owned());
         }
         all.extend(inside(value));
+        bounded(&all)?;
     }
     Ok(all)
 }
 
-fn descend<'a>(value: Cow<'a, Value>, found: &mut Values<'a>) {
+fn bounded(found: &Values<'_>) -> Result<(), String> {
+    match found.len() {
+        0..=MAX_VALUES => Ok(()),
+        _ => Err(format!("more than {MAX_VALUES} values")),
+    }
+}
+
+fn descend<'a>(value: Cow<'a, Value>, found: &mut Values<'a>) -> Result<(), String> {
     let inner = inside(value.clone());
     if !inner.is_empty() {
         found.push(value);
-        inner.into_iter().for_each(|value| descend(value, found));
+        bounded(found)?;
+        for value in inner {
+            descend(value, found)?;
+        }
     }
+    Ok(())
 }
 
 fn cut(value: Cow<'_, Value>, start: Option<i64>, end: End, step: Option<i64>) -> Result<Values<'_>, String> {
@@ -497,5 +523,17 @@ mod tests {
         }
         let deep = format!("{}{}", ".a[?(@.b[?(@.c".repeat(20), ")])]".repeat(20));
         assert!(Path::parse(&deep).is_err());
+    }
+    #[test]
+    fn a_path_cannot_multiply_what_it_finds_without_end() {
+        let mut object = json!([1]);
+        for _ in 0..100 {
+            object = json!([object]);
+        }
+        let doubled = "[0,0]".repeat(40);
+        for path in ["...*...*...*...*...*", doubled.as_str()] {
+            let path = Path::parse(path).expect("a path");
+            assert!(path.find(&object).is_err());
+        }
     }
 }

@@ -66,7 +66,7 @@ pub fn cells(core: Core, object: &Value, now: Timestamp) -> Vec<Value> {
         }
         Core::ServiceAccount => vec![name(), age()],
         Core::Lease => vec![name(), text(&object["spec"]["holderIdentity"]), age()],
-        // The one kind that is shown with a time: kubectl makes an age of it.
+        // The one kind that is shown with a time in place of an age.
         Core::Definition => vec![name(), object["metadata"]["creationTimestamp"].clone()],
         Core::Node => node(object, now),
         Core::CoreEvent | Core::Event => event(object, now),
