@@ -1,7 +1,7 @@
 //! Server-side apply.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::compare::compare;
 use super::entries::{self, Operation, Owned, Owner, Owners};
@@ -10,7 +10,7 @@ use super::path::{same, show};
 use super::set::Set;
 use super::types::Type;
 use super::update::{Conflicts, reconcile_all, strip, take, update};
-use super::validate::validate;
+use super::validate::{named, validate};
 use super::walk::{field_set, remove, with_named_fields};
 use super::{ApplyError, Conflict, Types, Writer};
 use crate::schema::go_json;
@@ -32,7 +32,7 @@ pub(crate) fn apply(
     force: bool,
 ) -> Result<Value, ApplyError> {
     let (live, mut owners) = match live {
-        None => (types.empty.clone(), Owners::new()),
+        None => (json!({}), Owners::new()),
         Some(live) => {
             let owners = entries::decode(entries::read(live).unwrap_or_default())
                 .map_err(|e| ApplyError::internal(format!("failed to decode managed fields: {e}")))?;
@@ -72,24 +72,18 @@ fn check(types: &Types<'_>, live: &Value, config: &Value, writer: &Writer<'_>) -
     if entries::read(config).is_some() {
         return Err(ApplyError::bad_request("metadata.managedFields must be nil"));
     }
-    let named = |object: &Value| {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let kind = object
-            .get("kind")
-            .or_else(|| config.get("kind"))
-            .map_or_else(String::new, text);
-        let metadata = &object["metadata"];
-        let version = match writer.api_version.contains('/') {
-            true => writer.api_version.to_owned(),
-            false => format!("/{}", writer.api_version),
-        };
-        let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
-        format!("{namespace}/{name}; {version}, Kind={kind}")
-    };
-    validate(config, types.root, false)
-        .map_err(|e| ApplyError::internal(format!("failed to create typed patch object ({}): {e}", named(config))))?;
-    validate(live, types.root, true)
-        .map_err(|e| ApplyError::internal(format!("failed to create typed live object ({}): {e}", named(live))))
+    validate(config, types.root, false).map_err(|e| {
+        ApplyError::internal(format!(
+            "failed to create typed patch object ({}): {e}",
+            named(config, writer)
+        ))
+    })?;
+    validate(live, types.root, true).map_err(|e| {
+        ApplyError::internal(format!(
+            "failed to create typed live object ({}): {e}",
+            named(live, writer)
+        ))
+    })
 }
 
 struct Attempt<'a> {

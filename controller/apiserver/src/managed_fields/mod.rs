@@ -13,6 +13,7 @@
 //! which holds for a conversion strategy of `None`.
 
 mod apply;
+mod builtin;
 mod compare;
 mod entries;
 mod fields_v1;
@@ -39,24 +40,28 @@ pub struct Types<'a> {
     /// What an object is compared with when it is created.
     empty: Value,
     status: bool,
+    /// A write to the status subresource changes nothing in `metadata`.
+    status_keeps_metadata: bool,
 }
 
 impl<'a> Types<'a> {
-    /// From the schema of a kind; without one, maps are granular and lists one value.
+    /// From the schema of a custom resource; without one, maps are granular and lists one value.
     /// `status`: the kind has a status subresource, so that only that changes `.status`.
     pub fn new(schema: Option<&'a Node>, status: bool) -> Types<'a> {
         Types {
             root: types::Type::root(schema),
             empty: json!({}),
             status,
+            status_keeps_metadata: true,
         }
     }
 
     /// Fields that a write through `subresource` cannot change.
     fn ignored(&self, subresource: &str) -> Set {
         match subresource {
-            "" if self.status => Set::of_field(&["status"]),
-            "status" => Set::of_field(&["metadata"]).union(&Set::of_field(&["spec"])),
+            "" | "finalize" if self.status => Set::of_field(&["status"]),
+            "status" if self.status_keeps_metadata => Set::of_field(&["metadata"]).union(&Set::of_field(&["spec"])),
+            "status" => Set::of_field(&["spec"]),
             _ => Set::default(),
         }
     }
@@ -69,7 +74,7 @@ pub struct Writer<'a> {
     pub manager: &'a str,
     /// Version in which the object is written, like `vmlet.dev/v1alpha1`.
     pub api_version: &'a str,
-    /// Empty, `status` or `scale`.
+    /// Empty, `status`, `scale` or `finalize`.
     pub subresource: &'a str,
     /// Now, in RFC 3339.
     pub time: &'a str,

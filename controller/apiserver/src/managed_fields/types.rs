@@ -277,6 +277,10 @@ static META: LazyLock<Node> = LazyLock::new(|| {
         additional: Some(Additional::Schema(Box::new(text()))),
         ..object([])
     };
+    let uid = Node {
+        default: Some("".into()),
+        ..text()
+    };
     let owner = Node {
         map_atomic: true,
         ..object([
@@ -285,7 +289,7 @@ static META: LazyLock<Node> = LazyLock::new(|| {
             ("controller", scalar("boolean", "")),
             ("kind", text()),
             ("name", text()),
-            ("uid", text()),
+            ("uid", uid),
         ])
     };
     let managed = object([

@@ -9,7 +9,7 @@ use super::path::Element;
 use super::reconcile::reconcile;
 use super::set::Set;
 use super::types::Type;
-use super::validate::validate;
+use super::validate::{named, validate};
 use super::{Types, Writer};
 
 /// Most owners by update; more are folded into [`ANCIENT`].
@@ -85,8 +85,12 @@ pub(crate) fn update(
     owners: &mut Owners,
     writer: &Writer<'_>,
 ) -> Result<(), String> {
-    validate(object, types.root, true)?;
-    validate(live, types.root, true)?;
+    for (which, value) in [("new", object), ("live", live)] {
+        validate(value, types.root, true).map_err(|e| {
+            let name = named(value, writer);
+            format!("failed to convert {which} object ({name}) to smd typed: {e}")
+        })?;
+    }
     reconcile_all(owners, types.root);
     let ignored = types.ignored(writer.subresource);
     let changes = compare(live, object, types.root).without(&ignored);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::Writer;
 use super::path::Element;
 use super::types::{Form, Items, ListOf, MapType, Scalar, Type};
 use super::walk::item_element;
@@ -25,6 +26,19 @@ pub(crate) fn validate(value: &Value, kind: Type<'_>, repeats: bool) -> Result<(
         [one] => Err(one.clone()),
         many => Err(format!("errors:\n  {}", many.join("\n  "))),
     }
+}
+
+/// How errors name an object.
+pub(crate) fn named(object: &Value, writer: &Writer<'_>) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &object["metadata"];
+    let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
+    let core = if writer.api_version.contains('/') { "" } else { "/" };
+    format!(
+        "{namespace}/{name}; {core}{}, Kind={}",
+        writer.api_version,
+        text(&object["kind"])
+    )
 }
 
 struct Walker {

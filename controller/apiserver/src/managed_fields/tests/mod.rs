@@ -1,6 +1,13 @@
 //! Tests of the whole, against what a real API server answered.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod compared;
+mod laws;
 mod recorded;
+mod stories;
+
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
@@ -8,38 +15,31 @@ use super::{ApplyError, Types, Writer};
 use crate::schema::Schema;
 
 /// A machine-like kind: a keyed list, a set, an atomic list and map, a map, free-form parts.
-fn machine() -> Schema {
-    let schema = json!({"type": "object", "properties": {
-        "spec": {"type": "object", "properties": {
-            "cpus": {"type": "integer", "default": 1},
-            "image": {"type": "string"},
-            "memory": {"x-kubernetes-int-or-string": true},
-            "nodeName": {"type": "string"},
-            "running": {"type": "boolean"},
-            "disks": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
-                "items": {"type": "object", "required": ["name"], "properties": {
-                    "name": {"type": "string"}, "size": {"type": "string"},
-                    "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}},
-            "ports": {"type": "array", "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["guest", "protocol"],
-                "items": {"type": "object", "required": ["guest"], "properties": {
-                    "guest": {"type": "integer"}, "host": {"type": "integer"},
-                    "protocol": {"type": "string", "default": "TCP"}}}},
-            "groups": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
-            "args": {"type": "array", "items": {"type": "string"}},
-            "place": {"type": "object", "x-kubernetes-map-type": "atomic", "properties": {
-                "zone": {"type": "string"}, "rack": {"type": "string"}}},
-            "extra": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-            "template": {"type": "object", "x-kubernetes-embedded-resource": true,
-                "x-kubernetes-preserve-unknown-fields": true},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        }},
-        "status": {"type": "object", "properties": {
-            "phase": {"type": "string"},
-            "conditions": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
-                "items": {"type": "object", "required": ["type", "status"], "properties": {
-                    "type": {"type": "string"}, "status": {"type": "string"}}}}}},
-    }});
+fn machine() -> &'static Schema {
+    static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+        let schema: Value = serde_json::from_str(include_str!("machine.json")).unwrap();
+        Schema::compile(&schema, "").unwrap_or_else(|errors| panic!("{errors:?}"))
+    });
+    &SCHEMA
+}
+
+/// The same kind later: lists and maps that were granular are one value, and the other way round.
+fn changed_machine() -> Schema {
+    let mut schema: Value = serde_json::from_str(include_str!("machine.json")).unwrap();
+    let fields = &mut schema["properties"]["spec"]["properties"];
+    for name in ["disks", "groups"] {
+        fields[name]
+            .as_object_mut()
+            .unwrap()
+            .remove("x-kubernetes-list-map-keys");
+        fields[name]["x-kubernetes-list-type"] = "atomic".into();
+    }
+    fields["disks"]["items"]["properties"]["tags"]["x-kubernetes-list-type"] = "atomic".into();
+    fields["args"]["x-kubernetes-list-type"] = "set".into();
+    fields["place"]["x-kubernetes-map-type"] = "granular".into();
+    for name in ["labels", "zones", "mixed", "extra", "template"] {
+        fields[name]["x-kubernetes-map-type"] = "atomic".into();
+    }
     Schema::compile(&schema, "").unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
