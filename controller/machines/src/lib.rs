@@ -33,3 +33,12 @@ pub use spec::{Goal, MachineSpec, PortForward, Protocol};
 pub use vmlet_init::channel::ChosenInit;
 
 pub mod initrd;
+
+#[cfg(test)]
+extern crate self as vmlet_machines;
+#[cfg(test)]
+#[path = "../tests/kit/mod.rs"]
+mod kit;
+
+#[cfg(test)]
+mod crash_tests;

@@ -68,12 +68,12 @@ async fn a_vmm_that_fails_at_once_did_not_start_and_its_words_are_told() {
 
 /// A program that says it is QEMU, and then does nothing for ever.
 fn sleeper(kit: &Kit) -> Config {
-    let path = kit.dir.path().join("qemu");
+    let path = kit.path.join("qemu");
     let script = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'QEMU emulator version 0.1' && exit\nexec sleep 1000\n";
     std::fs::write(&path, script).expect("writes");
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("sets");
     // Its own user must be able to reach it.
-    std::fs::set_permissions(kit.dir.path(), PermissionsExt::from_mode(0o755)).expect("sets");
+    std::fs::set_permissions(&kit.path, PermissionsExt::from_mode(0o755)).expect("sets");
     Config {
         qemu: Some(path),
         ..kit.config()

@@ -23,11 +23,12 @@ const LOCK: &str = "lock";
 
 /// Files for machines, and the machines.
 pub struct Kit {
-    pub dir: tempfile::TempDir,
+    pub path: PathBuf,
     pub kernel: PathBuf,
     pub modules: Option<PathBuf>,
     pub base: PathBuf,
-    _lock: File,
+    /// None: it belongs to the test that started this process.
+    own: Option<(tempfile::TempDir, File)>,
 }
 
 impl Kit {
@@ -45,12 +46,23 @@ impl Kit {
             .and_then(|file| file.set_len(1 << 20))
             .expect("makes a base");
         Some(Kit {
-            dir: dir.0,
+            path: dir.0.path().to_owned(),
             kernel,
             modules: None,
             base,
-            _lock: dir.1,
+            own: Some(dir),
         })
+    }
+
+    /// The kit of another process, of a tiny kernel.
+    pub fn at(path: &Path) -> Kit {
+        Kit {
+            path: path.to_owned(),
+            kernel: path.join("kernel"),
+            modules: None,
+            base: path.join("base"),
+            own: None,
+        }
     }
 
     /// With Linux and a root of busybox. None, with a printed word: something is missing.
@@ -66,7 +78,7 @@ impl Kit {
             return None;
         };
         let mut kit = Kit::tiny(&[])?;
-        let root = kit.dir.path().join("root");
+        let root = kit.path.join("root");
         for sub in ["bin", "dev", "proc", "sys", "etc", "tmp", "run", "lib/modules", "srv"] {
             std::fs::create_dir_all(root.join(sub)).expect("creates");
         }
@@ -86,7 +98,7 @@ impl Kit {
     }
 
     pub fn config(&self) -> Config {
-        Config::new(self.dir.path().join("machines"))
+        Config::new(self.path.join("machines"))
     }
 
     /// A machine that runs this in a shell.
@@ -139,7 +151,7 @@ impl Kit {
 
     /// The process ids of the VMMs of this kit.
     pub fn vmms(&self) -> Vec<i32> {
-        vmms_below(self.dir.path())
+        vmms_below(&self.path)
     }
 
     pub fn file(&self, uid: &str, name: &str) -> PathBuf {
@@ -149,7 +161,9 @@ impl Kit {
 
 impl Drop for Kit {
     fn drop(&mut self) {
-        kill_below(self.dir.path());
+        if self.own.is_some() {
+            kill_below(&self.path);
+        }
     }
 }
 
@@ -191,9 +205,9 @@ pub fn ready(seen: &Observation) -> bool {
     seen.phase == Phase::Running { guest_ready: true } && seen.boot_id.is_some()
 }
 
-/// The VMM of the present run was executed and answers.
+/// The VMM of the present run lives and answers: its forwards are known.
 pub fn answers(seen: &Observation) -> bool {
-    seen.timings.iter().any(|timing| timing.step == "vmmAnswered") && seen.vmm.as_ref().is_some_and(|v| v.pid.is_some())
+    !seen.ports.is_empty() && seen.vmm.as_ref().is_some_and(|vmm| vmm.pid.is_some())
 }
 
 pub fn pid(seen: &Observation) -> i32 {
