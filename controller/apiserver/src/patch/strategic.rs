@@ -80,6 +80,16 @@ fn merge_map(
     if let Some(retain) = patch.get("$retainKeys").and_then(Value::as_array) {
         map.retain(|name, _| retain.iter().any(|r| r == name));
     }
+    // Lists whose order the patch gives, as they are before it.
+    let ordered = patch
+        .iter()
+        .filter_map(|(name, order)| Some((name.strip_prefix("$setElementOrder/")?, order)));
+    let ordered: Vec<(&str, &Value, Vec<Value>)> = ordered
+        .map(|(list, order)| {
+            let before = map.get(list).and_then(Value::as_array);
+            (list, order, before.cloned().unwrap_or_default())
+        })
+        .collect();
     for (name, change) in patch {
         if let Some(list) = name.strip_prefix("$deleteFromPrimitiveList/") {
             let gone = change.as_array().ok_or_else(|| malformed(name))?;
@@ -124,6 +134,19 @@ fn merge_map(
             }
         }
     }
+    for (list, order, before) in ordered {
+        let order = order
+            .as_array()
+            .ok_or_else(|| malformed(&format!("$setElementOrder/{list}")))?;
+        let key = match strategy(&join(path, list)) {
+            Strategy::ByKey(key) => Some(key),
+            Strategy::Union => None,
+            Strategy::Replace => continue,
+        };
+        if let Some(items) = map.get_mut(list).and_then(Value::as_array_mut) {
+            sort(items, order, &before, key);
+        }
+    }
     Ok(())
 }
 
@@ -156,12 +179,119 @@ fn merge_list(
                     merge_map(map, item, "", strategy)?;
                 }
             }
-            (None, _) => old.push(item.clone()),
+            (None, _) => match item.as_object() {
+                // Without the directives and nulls that a patch may hold.
+                Some(item) => {
+                    let mut fresh = Map::new();
+                    merge_map(&mut fresh, item, "", strategy)?;
+                    old.push(Value::Object(fresh));
+                }
+                None => old.push(item.clone()),
+            },
         }
     }
     Ok(())
 }
 
+/// Brings the items of a list that `order` names into its order.
+///
+/// The others keep their own order; each stands before the first one behind which it was not `before`.
+fn sort(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
+    let place = |list: &[Value], item: &Value| match key {
+        Some(key) => list.iter().position(|other| other.get(key) == item.get(key)),
+        None => list.iter().position(|other| other == item),
+    };
+    let named = |item: &Value| place(order, item).is_some();
+    let (mut first, mut others): (Vec<Value>, Vec<Value>) = std::mem::take(items).into_iter().partition(named);
+    first.sort_by_cached_key(|item| place(order, item));
+    // What the patch added is not in `before` and stays behind what is.
+    others.sort_by_cached_key(|item| place(before, item).unwrap_or(usize::MAX));
+    let mut others = others.into_iter().peekable();
+    for item in first {
+        let at = place(before, &item);
+        while let Some(other) =
+            others.next_if(|other| matches!((place(before, other), at), (Some(other), Some(at)) if other < at))
+        {
+            items.push(other);
+        }
+        items.push(item);
+    }
+    items.extend(others);
+}
+
 fn malformed(name: &str) -> PatchError {
     PatchError::Unreadable(format!("error decoding patch: {name} must be a list"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(mut object: Value, patch: Value) -> Value {
+        strategic(&mut object, &patch, strategy_of).expect("a good patch");
+        object
+    }
+
+    #[test]
+    fn maps_are_merged_and_nulls_remove() {
+        let object = json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "data": {"k": "v"}});
+        let patch = json!({"metadata": {"labels": {"a": null, "c": "3"}}, "data": {"$patch": "replace", "x": "y"}});
+        let expected = json!({"metadata": {"labels": {"b": "2", "c": "3"}}, "data": {"x": "y"}});
+        assert_eq!(patched(object, patch), expected);
+    }
+
+    #[test]
+    fn lists_with_a_key_are_merged_by_it() {
+        let object = json!({"secrets": [{"name": "a", "kind": "K"}, {"name": "b"}]});
+        let patch = json!({"secrets": [{"name": "a", "uid": "1"}, {"name": "b", "$patch": "delete"},
+            {"name": "c", "kind": null}]});
+        let expected = json!({"secrets": [{"name": "a", "kind": "K", "uid": "1"}, {"name": "c"}]});
+        assert_eq!(patched(object, patch), expected);
+    }
+
+    #[test]
+    fn a_list_without_a_strategy_is_replaced() {
+        let object = json!({"spec": {"finalizers": ["a", "b"]}});
+        let patch = json!({"spec": {"finalizers": ["c"]}});
+        assert_eq!(patched(object, patch), json!({"spec": {"finalizers": ["c"]}}));
+    }
+
+    #[test]
+    fn a_patch_of_kubectl_leaves_the_order_of_the_manifest() {
+        // What kubectl 1.37 sends when a1, b becomes a2, b.
+        let object = json!({"secrets": [{"name": "a1"}, {"name": "b"}]});
+        let patch = json!({"$setElementOrder/secrets": [{"name": "a2"}, {"name": "b"}],
+            "secrets": [{"name": "a2"}, {"$patch": "delete", "name": "a1"}]});
+        let expected = json!({"secrets": [{"name": "a2"}, {"name": "b"}]});
+        assert_eq!(patched(object, patch), expected);
+    }
+
+    #[test]
+    fn items_that_others_added_keep_their_places() {
+        let finalizers = |list: Value| json!({"metadata": {"finalizers": list}});
+        let patch = json!({"metadata": {"$setElementOrder/finalizers": ["c", "a", "new"], "finalizers": ["new"]}});
+        let object = finalizers(json!(["x", "a", "y", "c", "z"]));
+        assert_eq!(
+            patched(object, patch),
+            finalizers(json!(["x", "y", "c", "a", "new", "z"]))
+        );
+        let patch =
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "$setElementOrder/finalizers": []}});
+        assert_eq!(patched(finalizers(json!(["a", "b"])), patch), finalizers(json!(["b"])));
+    }
+
+    #[test]
+    fn a_malformed_directive_is_refused() {
+        for patch in [
+            json!([]),
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}}),
+            json!({"metadata": {"$setElementOrder/finalizers": 1}}),
+            json!({"secrets": [{"kind": "no name"}]}),
+        ] {
+            let mut object = json!({"secrets": [{"name": "a"}]});
+            assert!(strategic(&mut object, &patch, strategy_of).is_err(), "{patch}");
+        }
+    }
 }
