@@ -6,11 +6,15 @@
 //! let object = apply(&types, live, &config, &writer, force)?;    // apply patch
 //! keep_times(live, &mut object);                                 // last, before it is stored
 //! ```
+//! The order of a write is: decode (prune, defaults; an apply has its defaults afterwards), then one of the first two,
+//! then what the kind itself fills in or puts back, then `keep_times`. What is filled in that late has no owner.
+//!
 //! The rules are those of kube-apiserver 1.36 (`k8s.io/apimachinery/pkg/util/managedfields` over
 //! `sigs.k8s.io/structured-merge-diff/v6`). An object is taken apart by its schema: maps are granular unless
 //! `x-kubernetes-map-type` is `atomic`, lists are one value unless `x-kubernetes-list-type` is `set` or `map`.
 //! Owners at another version of the kind are treated as if the field paths were the same there,
-//! which holds for a conversion strategy of `None`.
+//! which holds for a conversion strategy of `None` (and not quite for events, whose two API groups name fields
+//! differently: an entry written through one is not taken apart by a write through the other).
 
 mod apply;
 mod builtin;

@@ -2,8 +2,6 @@
 
 use super::super::{apply, track_update};
 use super::*;
-use crate::core::core_schema;
-use crate::registry::Core;
 
 /// The time that many seconds after the start of a story.
 fn at(second: usize) -> String {
@@ -251,49 +249,6 @@ fn another_manager_gets_no_pardon_from_the_annotation() {
         json!({"kubectl.kubernetes.io/last-applied-configuration": vm(json!({"cpus": 1})).to_string()});
     track_update(&types(), None, &mut live, &by("kubectl-client-side-apply", &at(0)));
     assert!(applied(Some(&live), json!({"cpus": 2}), "helm", 1).is_err());
-}
-
-#[test]
-fn a_create_owns_no_field_that_a_built_in_kind_always_has() {
-    let schema = Schema::compile(core_schema("events.k8s.io", "Event"), "").unwrap();
-    let types = Types::core(Core::Event, Some(schema.root()));
-    let mut event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
-        "metadata": {"name": "vm1.18a", "namespace": "default", "uid": "u", "creationTimestamp": at(0)},
-        "eventTime": "2026-11-22T11:00:00.000000Z", "reportingController": "vm-agent", "reportingInstance": "node1",
-        "action": "Boot", "reason": "Started", "note": "VM started", "type": "Normal",
-        "regarding": {"kind": "VirtualMachine", "namespace": "default", "name": "vm1"},
-        "deprecatedSource": {}, "deprecatedFirstTimestamp": null, "deprecatedLastTimestamp": null});
-    let writer = Writer {
-        api_version: "events.k8s.io/v1",
-        ..by("curl", "2026-11-22T11:50:25Z")
-    };
-    track_update(&types, None, &mut event, &writer);
-    assert_eq!(
-        owners(&event)[0].2,
-        json!({"f:action": {}, "f:eventTime": {}, "f:note": {}, "f:reason": {}, "f:regarding": {},
-            "f:reportingController": {}, "f:reportingInstance": {}, "f:type": {}})
-    );
-}
-
-#[test]
-fn a_config_maps_entries_are_fields() {
-    let schema = Schema::compile(core_schema("", "ConfigMap"), "").unwrap();
-    let types = Types::core(Core::ConfigMap, Some(schema.root()));
-    let config =
-        |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data});
-    let writer = |manager| Writer {
-        api_version: "v1",
-        ..by(manager, "2026-11-25T12:00:00Z")
-    };
-    let one = apply(&types, None, &config(json!({"a": "1"})), &writer("one"), false).unwrap();
-    assert_eq!(owners(&one)[0].2, json!({"f:data": {"f:a": {}}}));
-    let both = apply(&types, Some(&one), &config(json!({"b": "1"})), &writer("two"), false).unwrap();
-    assert_eq!(both["data"], json!({"a": "1", "b": "1"}));
-    let error = apply(&types, None, &config(json!({"a": 1})), &writer("one"), false).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "failed to create typed patch object (/c; /v1, Kind=ConfigMap): .data.a: expected string, got &value.valueUnstructured{Value:1}"
-    );
 }
 
 #[test]
