@@ -49,12 +49,14 @@ pub struct KernelSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub pull_secret_refs: Vec<ObjectRef>,
-    /// Path of the kernel inside an ordinary image. Not supported yet: only artifacts of `vmlet kernel package`
-    /// are kernels, and a path is refused with the reason UnsupportedFormat.
+    /// Path of the kernel inside an ordinary image, archive or tar. By default the one boot/vmlinux*, vmlinux*,
+    /// boot/vmlinuz*, vmlinuz* or lib/modules/*/vmlinuz is taken, the first of these that there is. Not for artifacts of
+    /// `vmlet kernel package`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub kernel_path: Option<String>,
-    /// Path of the modules directory inside an ordinary image. Not supported yet, as kernelPath.
+    /// Path of the directory of the kernel's modules inside an ordinary image, archive or tar. Defaults to
+    /// lib/modules/RELEASE. Not for artifacts of `vmlet kernel package`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub modules_path: Option<String>,

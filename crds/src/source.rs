@@ -10,11 +10,10 @@ pub struct Source {
     /// An image or artifact in an OCI registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciSource>,
-    /// A file behind an http or https URL, identified by its sha256. Not supported yet: it is refused with the
-    /// reason UnsupportedFormat.
+    /// A file behind an http or https URL, identified by its sha256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
-    /// A local OCI image layout below the directory that the agent was given with --import-dir.
+    /// A file or an OCI image layout below the directory that the agent was given with --import-dir.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathSource>,
 }
@@ -39,8 +38,8 @@ pub struct OciSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
-    /// http or https URL of an OCI archive, docker archive, root file system tar (also compressed)
-    /// or a file that holds one bare ext4 file system.
+    /// http or https URL of an OCI archive, a docker archive, a tar of a root file system or one bare ext4 file
+    /// system; for kernels also of a vmlinux or bzImage. Plain, or compressed with gzip or zstd.
     #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://"))]
     pub url: String,
     /// sha256 of the file, 64 hexadecimal digits in lower case. A file with another sum is refused.
@@ -52,7 +51,8 @@ pub struct HttpSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PathSource {
-    /// Path of an OCI image layout (a directory), relative to the agent's --import-dir, which it cannot leave.
+    /// Path relative to the agent's --import-dir, which it cannot leave: a directory with an OCI image layout, or a
+    /// file of the kinds that http takes.
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^/].*$"))]
     pub path: String,
 }

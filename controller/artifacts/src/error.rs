@@ -79,14 +79,21 @@ impl Reason {
         )
     }
 
-    /// Whether another asker's reference or credentials might succeed where these failed.
+    /// Whether another asker's source or credentials might succeed where these failed.
     ///
     /// Askers that name one digest share one pull; only such a failure makes the next asker's
-    /// source and credentials worth a try.
+    /// source and credentials worth a try. What follows from the content or from this machine is not.
     pub fn depends_on_asker(self) -> bool {
         matches!(
             self,
-            Reason::Unauthorized | Reason::NotFound | Reason::BadReference | Reason::ImportDisabled
+            Reason::Unauthorized
+                | Reason::NotFound
+                | Reason::BadReference
+                | Reason::ImportDisabled
+                | Reason::WrongDigest
+                | Reason::Unavailable
+                | Reason::RateLimited
+                | Reason::Stalled
         )
     }
 }

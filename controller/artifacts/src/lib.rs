@@ -8,6 +8,7 @@ pub mod error;
 pub mod facade;
 pub mod kernel_package;
 pub mod layers;
+pub mod modules_index;
 pub mod pipeline;
 pub mod pulls;
 pub mod reference;

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Interest(pub String);
 
-/// Where an artefact comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Where an artefact comes from. Its serialised form is kept on disk by those who pin by source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Source {
     /// A reference into an OCI registry.
     Oci {
@@ -40,8 +41,19 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Oci { reference, .. } => f.write_str(reference),
-            // A query may hold a signature or a token: it never gets into messages or records.
-            Source::Http { url, .. } => f.write_str(url.split(['?', '#']).next().unwrap_or_default()),
+            // A query may hold a signature or a token, and before the host there may be a password: they never
+            // get into messages or records.
+            Source::Http { url, .. } => {
+                let shown = url.split(['?', '#']).next().unwrap_or_default();
+                match shown.split_once("://") {
+                    Some((scheme, rest)) => {
+                        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+                        write!(f, "{scheme}://{host}{path}")
+                    }
+                    None => f.write_str(shown),
+                }
+            }
             Source::Path { path } => write!(f, "path {path}"),
         }
     }
@@ -375,5 +387,10 @@ mod tests {
             sha256: String::new(),
         };
         assert_eq!(source.to_string(), "https://h.example/a");
+        let source = Source::Http {
+            url: "https://me:secret@h.example:8443/a@b".into(),
+            sha256: String::new(),
+        };
+        assert_eq!(source.to_string(), "https://h.example:8443/a@b");
     }
 }

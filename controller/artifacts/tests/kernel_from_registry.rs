@@ -117,7 +117,7 @@ async fn a_kernel_of_another_format_and_files_elsewhere_than_among_the_modules_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_no_kernel_artefact_and_a_kernel_artefact_no_image() {
+async fn a_kernel_artefact_is_no_image_and_an_image_needs_a_kernel_in_it() {
     let Some(registry) = Registry::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (artifacts, mut woken) = open(dir.path()).await;
@@ -137,6 +137,6 @@ async fn an_image_is_no_kernel_artefact_and_a_kernel_artefact_no_image() {
     let failure = settle(&mut woken, || artifacts.ensure_kernel(&other, want(&registry, "image")))
         .await
         .unwrap_err();
-    assert_eq!(failure.reason, "UnsupportedFormat", "{failure:?}");
+    assert_eq!(failure.reason, "MissingFile", "{failure:?}");
     artifacts.shutdown().await;
 }

@@ -130,7 +130,6 @@ impl Collector {
 
     /// One image and the modules of the same release.
     pub fn finish(mut self) -> io::Result<Kernel> {
-        self.spool.flush()?;
         if self.images.len() > 1 {
             let names: Vec<String> = self.images.into_keys().collect();
             return Err(bad(format!("several kernels ({}); keep one", names.join(", "))));
@@ -139,6 +138,12 @@ impl Collector {
             .images
             .pop_first()
             .ok_or_else(|| bad("no boot/vmlinuz-VERSION; is it a linux-image package?"))?;
+        self.finish_as(version, image)
+    }
+
+    /// The modules of a release, with an image from elsewhere.
+    pub fn finish_as(mut self, version: String, image: Vec<u8>) -> io::Result<Kernel> {
+        self.spool.flush()?;
         let prefix = format!("lib/modules/{version}/");
         let stale = self.expanded;
         // The binary indexes of a kernel with packed modules would name files that are packed no more.

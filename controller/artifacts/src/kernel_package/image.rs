@@ -38,6 +38,28 @@ pub fn bootable(kernel: &[u8]) -> io::Result<(Vec<u8>, Format)> {
     })
 }
 
+/// The release that a kernel names: in a bzImage's setup header (`kernel_version`), or in the banner of a vmlinux.
+pub fn release(kernel: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    let text = if kernel.get(0x202..0x206) == Some(b"HdrS") {
+        let at = usize::from(u16_at(kernel, 0x20e)?);
+        kernel.get(at.checked_add(0x200)?..).filter(|_| at > 0)?
+    } else {
+        let digit = |at: &usize| kernel.get(at + BANNER.len()).is_some_and(u8::is_ascii_digit);
+        let at = kernel
+            .windows(BANNER.len())
+            .enumerate()
+            .filter(|(_, text)| *text == BANNER)
+            .map(|(at, _)| at)
+            .find(digit)?;
+        &kernel[at + BANNER.len()..]
+    };
+    let end = text.iter().take(65).position(|&b| b == b' ' || b == 0)?;
+    String::from_utf8(text[..end].to_vec())
+        .ok()
+        .filter(|text| !text.is_empty())
+}
+
 /// The compressed part, as the setup header says where.
 fn payload(kernel: &[u8]) -> io::Result<&[u8]> {
     let short = || bad("the kernel's payload lies outside of its file");

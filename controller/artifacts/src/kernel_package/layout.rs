@@ -136,8 +136,16 @@ fn blob(
 }
 
 fn modules(kernel: &Kernel, out: &mut dyn Write) -> io::Result<()> {
+    let mut packed = zstd::stream::write::Encoder::new(out, LEVEL)?;
+    tar_of_modules(kernel, &mut packed)?;
+    packed.finish()?;
+    Ok(())
+}
+
+/// Writes the modules as a plain tar: the same bytes for the same modules.
+pub fn tar_of_modules(kernel: &Kernel, out: &mut dyn Write) -> io::Result<()> {
     let mut spool = BufReader::new(File::open(&kernel.spool)?);
-    let mut tar = tar::Builder::new(zstd::stream::write::Encoder::new(out, LEVEL)?);
+    let mut tar = tar::Builder::new(out);
     for (path, place) in &kernel.modules {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Regular);
@@ -149,8 +157,7 @@ fn modules(kernel: &Kernel, out: &mut dyn Write) -> io::Result<()> {
         spool.seek(SeekFrom::Start(place.offset))?;
         tar.append_data(&mut header, path, (&mut spool).take(place.length))?;
     }
-    tar.into_inner()?.finish()?;
-    Ok(())
+    tar.finish()
 }
 
 struct Hashing {

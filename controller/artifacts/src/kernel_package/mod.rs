@@ -5,9 +5,9 @@
 //! bytes: nothing of the time, the user or the machine goes in.
 
 mod archive;
-mod collect;
-mod image;
-mod layout;
+pub(crate) mod collect;
+pub(crate) mod image;
+pub(crate) mod layout;
 mod lz4;
 
 use std::fs;

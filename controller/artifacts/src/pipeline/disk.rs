@@ -55,7 +55,7 @@ pub fn content_hash(file: &File) -> std::io::Result<String> {
             break;
         }
         for (index, block) in buffer[..filled].chunks(4096).enumerate() {
-            if block.iter().any(|&b| b != 0) {
+            if !is_zero(block) {
                 hasher.update((at / 4096 + index as u64).to_le_bytes());
                 hasher.update(block);
             }
@@ -65,6 +65,12 @@ pub fn content_hash(file: &File) -> std::io::Result<String> {
     hasher.update(size.to_le_bytes());
     let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("sha256:{hex}"))
+}
+
+/// Whether a block of at most 4096 bytes is all zeros.
+pub fn is_zero(block: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    ZEROS.starts_with(block)
 }
 
 struct At<'a>(&'a File, u64);

@@ -1,13 +1,16 @@
 //! One download per digest at a time; a second job that wants it waits and finds it there.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::Inner;
-use super::origin::Origin;
+use super::local::Here;
+use super::origin::{FilePlace, FileSource, Origin, Remote};
 use crate::error::{PullError, Reason};
 use crate::pulls::work::WorkContext;
 use crate::reference::Digest;
@@ -21,19 +24,39 @@ const AT_A_TIME: usize = 4;
 pub struct Downloads(Mutex<HashMap<Digest, Arc<AsyncMutex<()>>>>);
 
 /// A blob in use by a job.
-pub struct InUse {
+struct InUse {
     digest: Digest,
     lock: Arc<AsyncMutex<()>>,
     /// Its bytes.
-    pub growing: Growing,
+    growing: Growing,
+}
+
+/// Bytes that a job uses.
+#[derive(Clone)]
+pub enum Bytes {
+    /// They are being downloaded.
+    Coming(Growing),
+    /// They lie on the local disk.
+    Here(Here),
+}
+
+impl Bytes {
+    /// Reads from the start; the end is only reported when the digest holds.
+    pub fn reader(&self) -> Box<dyn Read + Send> {
+        match self {
+            Bytes::Coming(growing) => Box::new(growing.reader()),
+            Bytes::Here(here) => Box::new(here.reader()),
+        }
+    }
 }
 
 impl Downloads {
     /// Downloads all of them, the first ones first and a few at a time, on threads of the job's own.
-    pub fn start(&self, cx: &WorkContext, origin: &Origin, wanted: Vec<(Digest, u64)>) -> Vec<InUse> {
+    fn start(&self, cx: &WorkContext, remote: &Remote, wanted: Vec<Blob>) -> Vec<InUse> {
         let mut blobs = Vec::with_capacity(wanted.len());
         let mut queue = VecDeque::with_capacity(wanted.len());
-        for (digest, size) in wanted {
+        for blob in wanted {
+            let digest = blob.digest.clone();
             let lock = self
                 .0
                 .lock()
@@ -42,19 +65,13 @@ impl Downloads {
                 .or_default()
                 .clone();
             let growing = Growing::default();
-            let blob = Blob {
-                path: cx.blobs.join(digest.file_name()),
-                digest: digest.clone(),
-                size: Some(size),
-                most: size,
-            };
             queue.push_back((blob, lock.clone(), growing.clone()));
             blobs.push(InUse { digest, lock, growing });
         }
         let threads = queue.len().min(AT_A_TIME);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
-            let (job, queue, origin) = (cx.clone(), queue.clone(), origin.clone());
+            let (job, queue, remote) = (cx.clone(), queue.clone(), remote.clone());
             let runtime = tokio::runtime::Handle::current();
             cx.spawn_blocking(move || {
                 loop {
@@ -62,7 +79,7 @@ impl Downloads {
                     let Some((blob, lock, growing)) = next else { return };
                     let result = runtime.block_on(async {
                         let _one = tokio::select! { () = job.cancel.cancelled() => return Err(PullError::cancelled()), guard = lock.lock() => guard };
-                        download(&blob, &growing, &job.progress, &job.cancel, |from| origin.blob(&blob.digest, from)).await
+                        download(&blob, &growing, &job.progress, &job.cancel, |from| remote.blob(&blob.digest, from)).await
                     });
                     growing.end(result);
                 }
@@ -71,61 +88,150 @@ impl Downloads {
         blobs
     }
 
-    /// The job is over and its threads have ended. After success the file goes, unless another job waits for it.
-    pub fn done(&self, blob: InUse, blobs: &Path, succeeded: bool) {
+    /// The job is over and its threads have ended. The file stays, for other images that share the blob
+    /// and for a resume: the store's collection removes it when nobody has used it for a while.
+    fn done(&self, blob: InUse, blobs: &Path) {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let InUse { digest, lock, growing } = blob;
         drop(growing);
+        if let Ok(file) = std::fs::File::options()
+            .append(true)
+            .open(blobs.join(digest.file_name()))
+        {
+            let _ = file.set_modified(SystemTime::now());
+        }
         // The map's and ours: nobody else. (The job's threads have ended.)
         if Arc::strong_count(&lock) <= 2 {
             locks.remove(&digest);
-            if succeeded {
-                let _ = std::fs::remove_file(blobs.join(digest.file_name()));
-            }
         }
     }
 }
 
 impl Inner {
-    /// Downloads blobs and lets `make` use them, on a thread, while they come. Whatever goes
+    /// Lets `make` use blobs, on a thread; those of a registry while they come. Whatever goes
     /// wrong, no thread is left when this returns, and the first error is the one that counts.
     pub async fn with_blobs<T: Send + 'static>(
         &self,
         cx: &WorkContext,
         origin: &Origin,
         wanted: Vec<(Digest, u64)>,
-        make: impl FnOnce(&[Growing]) -> Result<T, PullError> + Send + 'static,
+        make: impl FnOnce(&[Bytes]) -> Result<T, PullError> + Send + 'static,
     ) -> Result<T, PullError> {
         cx.progress
             .set_total(wanted.iter().map(|(_, size)| *size).fold(0, u64::saturating_add));
+        match origin {
+            Origin::Registry(registry) => {
+                let repository = registry.reference();
+                let repository = format!("{}/{}", repository.registry, repository.repository);
+                let blob = |(digest, size)| {
+                    let name = format!("{repository} (blob {digest})");
+                    self.blob(cx, name, digest, Some(size), size)
+                };
+                let wanted = wanted.into_iter().map(blob).collect();
+                self.downloaded(cx, &Remote::Registry(registry.clone()), wanted, make)
+                    .await
+            }
+            Origin::Layout(layout) => {
+                let mut here = Vec::with_capacity(wanted.len());
+                for (digest, size) in wanted {
+                    let name = format!("{}: {digest}", layout.name);
+                    let section = layout.blob(&digest, size)?;
+                    here.push(Bytes::Here(Here::new(cx, &name, section, Some(digest))));
+                }
+                on_thread(cx, move || make(&here)).await
+            }
+        }
+    }
+
+    /// The same for a source that is one file.
+    pub async fn with_file<T: Send + 'static>(
+        &self,
+        cx: &WorkContext,
+        file: &FileSource,
+        make: impl FnOnce(&Bytes) -> Result<T, PullError> + Send + 'static,
+    ) -> Result<T, PullError> {
+        match (&file.place, &file.digest) {
+            (FilePlace::Web(web), Some(digest)) => {
+                let wanted = vec![self.blob(
+                    cx,
+                    file.name.clone(),
+                    digest.clone(),
+                    None,
+                    self.limits.uncompressed_bytes,
+                )];
+                let make = move |blobs: &[Bytes]| match blobs {
+                    [one] => make(one),
+                    _ => Err(PullError::new(Reason::Internal, "one file became several")),
+                };
+                self.downloaded(cx, &Remote::Web(web.clone()), wanted, make).await
+            }
+            (FilePlace::Web(_), None) => Err(PullError::new(
+                Reason::Internal,
+                format!("{}: it has no digest", file.name),
+            )),
+            (FilePlace::Disk(section), digest) => {
+                cx.progress.set_total(section.length);
+                let here = Bytes::Here(Here::new(cx, &file.name, section.clone(), digest.clone()));
+                on_thread(cx, move || make(&here)).await
+            }
+        }
+    }
+
+    fn blob(&self, cx: &WorkContext, name: String, digest: Digest, size: Option<u64>, most: u64) -> Blob {
+        Blob {
+            name,
+            path: cx.blobs.join(digest.file_name()),
+            digest,
+            size,
+            most,
+            stall: self.limits.stall_timeout,
+        }
+    }
+
+    async fn downloaded<T: Send + 'static>(
+        &self,
+        cx: &WorkContext,
+        remote: &Remote,
+        wanted: Vec<Blob>,
+        make: impl FnOnce(&[Bytes]) -> Result<T, PullError> + Send + 'static,
+    ) -> Result<T, PullError> {
         // Of our own: a failure ends this job's transfers, and is no word of "nobody wants it".
         let mut own = cx.clone();
         own.cancel = cx.cancel.child_token();
-        let blobs = self.downloads.start(&own, origin, wanted);
-        let growing: Vec<Growing> = blobs.iter().map(|blob| blob.growing.clone()).collect();
-        let making = own.spawn_blocking(move || make(&growing));
-        let result = making.await.unwrap_or_else(|_| {
-            Err(PullError::new(
-                Reason::Internal,
-                "the thread that uses the downloads panicked",
-            ))
-        });
+        let blobs = self.downloads.start(&own, remote, wanted);
+        let bytes: Vec<Bytes> = blobs.iter().map(|blob| Bytes::Coming(blob.growing.clone())).collect();
+        let used = bytes.clone();
+        let result = on_thread(&own, move || make(&used)).await;
         if let Err(error) = &result {
             own.cancel.cancel();
-            let growing: Vec<Growing> = blobs.iter().map(|blob| blob.growing.clone()).collect();
-            end_all(&growing, error);
+            end_all(&bytes, error);
         }
         own.join_blocking().await;
         for blob in blobs {
-            self.downloads.done(blob, &cx.blobs, result.is_ok());
+            self.downloads.done(blob, &cx.blobs);
         }
         result
     }
 }
 
+/// Runs `make` on a thread of the job.
+pub async fn on_thread<T: Send + 'static>(
+    cx: &WorkContext,
+    make: impl FnOnce() -> Result<T, PullError> + Send + 'static,
+) -> Result<T, PullError> {
+    cx.spawn_blocking(make).await.unwrap_or_else(|_| {
+        Err(PullError::new(
+            Reason::Internal,
+            "the thread that uses the downloads panicked",
+        ))
+    })
+}
+
 /// Wakes everybody who waits for bytes that will not come.
-pub fn end_all(blobs: &[Growing], error: &PullError) {
-    for blob in blobs {
-        blob.end(Err(error.clone()));
+pub fn end_all(bytes: &[Bytes], error: &PullError) {
+    for bytes in bytes {
+        if let Bytes::Coming(growing) = bytes {
+            growing.end(Err(error.clone()));
+        }
     }
 }

@@ -2,21 +2,26 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use serde::Deserialize;
 use vmlet_ext4::{Size, Writer};
 
-use super::fetch::end_all;
-use super::origin::Origin;
-use super::{Inner, disk, failure};
+use super::archive::{Archive, Flavour};
+use super::content::{Content, Looked, look, spool};
+use super::fetch::{Bytes, end_all, on_thread};
+use super::local::{Here, INDEX, Layout};
+use super::origin::{FileSource, Opened, Origin};
+use super::{Inner, disk, ext4, failure};
 use crate::error::{PullError, Reason};
 use crate::layers::apply::{Input, flatten};
 use crate::layers::disk::DiskStore;
-use crate::layers::show;
+use crate::layers::{LayerError, show};
 use crate::pulls::work::{BuiltImage, WorkContext};
 use crate::reference::{Digest, Platform};
-use crate::registry::manifest::{Document, Manifest, choose, parse};
-use crate::types::{Credential, ImageConfig, Source};
+use crate::registry::manifest::{Document, Manifest, choose, is_config, is_layer, parse};
+use crate::types::{Credential, ImageConfig, Limits, Source};
 
 /// File name of an image's disk in the job's directory.
 pub const DISK: &str = "disk.ext4";
@@ -58,26 +63,39 @@ struct Run {
     stop_signal: Option<String>,
 }
 
+/// What a configuration says.
+pub struct Configured {
+    /// Digests of the uncompressed layers, the lowest first.
+    pub diff_ids: Vec<Digest>,
+    /// How to run it.
+    pub run: ImageConfig,
+}
+
+/// What became of one file.
+enum Step {
+    /// The disk is made; its content's hash.
+    Disk(String),
+    /// It is an archive, to be looked into.
+    Archive(Archive, Flavour),
+}
+
 impl Inner {
     /// Follows indexes to the manifest of a platform.
-    pub async fn find(
-        &self,
-        source: &Source,
-        digest: Option<&str>,
-        platform: &str,
-        credentials: &[Credential],
-    ) -> Result<Found, PullError> {
+    pub async fn find(&self, origin: Origin, mut version: String, platform: &str) -> Result<Found, PullError> {
         let wanted: Platform = platform
             .parse()
             .map_err(|e: crate::reference::ParseError| PullError::new(Reason::UnsupportedPlatform, e.to_string()))?;
-        let (origin, mut version) = self.origin(source, digest, credentials).await?;
+        let named = |error: PullError| PullError {
+            message: format!("{}: {}", origin.name(), error.message),
+            ..error
+        };
         let mut seen = HashSet::new();
         for _ in 0..=NESTED {
             let fetched = origin.manifest(&version).await?;
             if !seen.insert(fetched.digest.clone()) {
                 break;
             }
-            match parse(&fetched.bytes, self.limits.layers)? {
+            match parse(&fetched.bytes, self.limits.layers).map_err(named)? {
                 Document::Manifest(manifest) => {
                     let (digest, media_type) = (fetched.digest, fetched.media_type);
                     return Ok(Found {
@@ -88,7 +106,10 @@ impl Inner {
                         manifest,
                     });
                 }
-                Document::Index(entries) => version = choose(&entries, &wanted)?.digest()?.to_string(),
+                Document::Index(entries) => {
+                    let entry = choose(&entries, &wanted).and_then(|entry| entry.digest());
+                    version = entry.map_err(named)?.to_string();
+                }
             }
         }
         Err(PullError::new(
@@ -97,7 +118,7 @@ impl Inner {
         ))
     }
 
-    /// Builds the disk in `cx.dir`; answers with the manifest's digest too.
+    /// Builds the disk in `cx.dir`; answers with the digest of the manifest, or of the file.
     pub async fn image(
         &self,
         source: &Source,
@@ -109,108 +130,235 @@ impl Inner {
     ) -> Result<(Digest, BuiltImage), PullError> {
         let name = source.to_string();
         cx.progress.set_stage("pulling");
+        let opened = tokio::select! {
+            biased;
+            () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
+            opened = self.open(source, digest, credentials) => opened?,
+        };
+        match opened {
+            Opened::Image(origin, version) => self.image_of(&name, origin, version, platform, cx, size).await,
+            Opened::File(file) => self.image_in(&file, platform, cx, size).await,
+        }
+    }
+
+    /// The image that a manifest describes.
+    async fn image_of(
+        &self,
+        name: &str,
+        origin: Origin,
+        version: String,
+        platform: &str,
+        cx: &WorkContext,
+        size: Size,
+    ) -> Result<(Digest, BuiltImage), PullError> {
         let (found, configuration) = tokio::select! {
             biased;
             () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
             both = async {
-                let found = self.find(source, digest, platform, credentials).await?;
+                let found = self.find(origin, version, platform).await?;
                 let config = &found.manifest.config;
+                if !is_config(&config.media_type) {
+                    let media_type = show(config.media_type.as_bytes());
+                    let why = format!("{name} is an artefact, not an image to run (its configuration is {media_type})");
+                    return Err(PullError::new(Reason::UnsupportedFormat, why));
+                }
                 let bytes = found.origin.small_blob(&config.digest()?, config.size).await?;
                 Ok::<_, PullError>((found, bytes))
             } => both?,
         };
-        let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
-        if !found.manifest.config.media_type.contains("image.config")
-            && !found.manifest.config.media_type.contains("container.image")
-        {
-            return Err(PullError::new(
-                Reason::UnsupportedFormat,
-                format!("{name} is an artefact, not an image to run"),
-            ));
-        }
-        let configuration: Configuration = serde_json::from_slice(&configuration)
-            .map_err(|error| broken(format!("its configuration is broken: {error}")))?;
-        let theirs = format!("{}/{}", configuration.os, configuration.architecture);
-        if !configuration.architecture.is_empty()
-            && !(platform == theirs || platform.starts_with(&format!("{theirs}/")))
-        {
-            return Err(PullError::new(
-                Reason::UnsupportedPlatform,
-                format!("{name} is for {theirs}, not for {platform}"),
-            ));
-        }
-        let diff_ids = configuration.rootfs.diff_ids;
-        if diff_ids.len() != found.manifest.layers.len() {
-            return Err(broken(format!(
-                "it has {} layers, but its configuration names {}",
-                found.manifest.layers.len(),
-                diff_ids.len()
-            )));
-        }
-        let mut wanted = Vec::new();
-        let mut expected = Vec::new();
-        for (layer, diff_id) in found.manifest.layers.iter().zip(diff_ids) {
-            if !layer.media_type.contains(".tar") {
-                let why = format!(
-                    "{name}: a layer has the unknown type {}",
-                    show(layer.media_type.as_bytes())
-                );
-                return Err(PullError::new(Reason::UnsupportedFormat, why));
-            }
-            let diff_id: Digest = diff_id
-                .parse()
-                .map_err(|error| broken(format!("its configuration is broken: {error}")))?;
-            wanted.push((layer.digest()?, layer.size));
-            expected.push(diff_id);
-        }
+        let Configured { diff_ids, run } = configured(name, &configuration, platform, found.manifest.layers.len())?;
+        let wanted = wanted(name, &found.manifest)?;
         let (dir, limits, digest) = (cx.dir.clone(), self.limits.clone(), found.digest.clone());
-        let content_hash = self
-            .with_blobs(cx, &found.origin, wanted, move |blobs| {
-                let layers = blobs.iter().zip(expected);
-                let layers = layers
-                    .map(|(blob, diff_id)| Input {
-                        bytes: Box::new(blob.reader()),
-                        diff_id: Some(diff_id),
-                    })
-                    .collect();
-                let stop = || end_all(blobs, &PullError::cancelled());
-                build(&dir.join(DISK), &digest, layers, &limits, size, &stop)
-            })
-            .await?;
-        let run = configuration.config.unwrap_or_default();
-        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let image = BuiltImage {
-            disk: DISK.into(),
-            content_hash,
-            config: ImageConfig {
-                entrypoint: run.entrypoint.unwrap_or_default(),
-                cmd: run.cmd.unwrap_or_default(),
-                env: run.env.unwrap_or_default(),
-                user: some(run.user),
-                working_dir: some(run.working_dir),
-                stop_signal: some(run.stop_signal),
-            },
+        let make = move |blobs: &[Bytes]| {
+            let layers = inputs(blobs, diff_ids.into_iter().map(Some));
+            let stop = || end_all(blobs, &PullError::cancelled());
+            build(&dir.join(DISK), &digest, layers, &limits, size, &stop)
         };
-        Ok((found.digest, image))
+        let content_hash = self.with_blobs(cx, &found.origin, wanted, make).await?;
+        Ok((found.digest, built(content_hash, run)))
+    }
+
+    /// The image that one file is, or holds.
+    async fn image_in(
+        &self,
+        file: &FileSource,
+        platform: &str,
+        cx: &WorkContext,
+        size: Size,
+    ) -> Result<(Digest, BuiltImage), PullError> {
+        let name = file.name.clone();
+        let Some(digest) = file.digest.clone() else {
+            return Err(PullError::new(Reason::Internal, format!("{name}: it has no digest")));
+        };
+        let (dir, limits, identity) = (cx.dir.clone(), self.limits.clone(), digest.clone());
+        let (what, unpacked) = (name.clone(), cx.clone());
+        let step = self.with_file(cx, file, move |bytes| {
+            let looked = look(&what, bytes, &limits)?;
+            match looked.content {
+                Content::Kernel => {
+                    let why = "it is a kernel; name it in a Kernel, and in the image a root file system";
+                    Err(PullError::new(Reason::UnsupportedFormat, format!("{what}: {why}")))
+                }
+                Content::Ext4 => take_ext4(&what, looked, &dir.join(DISK)).map(Step::Disk),
+                Content::Tar => {
+                    let layers = vec![Input {
+                        bytes: looked.bytes,
+                        diff_id: None,
+                    }];
+                    let stop = || end_all(std::slice::from_ref(bytes), &PullError::cancelled());
+                    build(&dir.join(DISK), &identity, layers, &limits, size, &stop).map(Step::Disk)
+                }
+                Content::Archive => {
+                    let archive = spool(&what, bytes, looked, &dir, &limits)?;
+                    if let Some(flavour) = archive.flavour() {
+                        return Ok(Step::Archive(archive, flavour));
+                    }
+                    // Its names only looked like those of an archive.
+                    let all = Bytes::Here(Here::new(&unpacked, &what, archive.bytes().clone(), None));
+                    let layers = inputs(std::slice::from_ref(&all), [None]);
+                    build(&dir.join(DISK), &identity, layers, &limits, size, &|| ()).map(Step::Disk)
+                }
+            }
+        });
+        let (archive, flavour) = match step.await? {
+            Step::Disk(content_hash) => return Ok((digest, built(content_hash, ImageConfig::default()))),
+            Step::Archive(archive, flavour) => (archive, flavour),
+        };
+        cx.progress.set_stage("unpacking");
+        cx.progress.set_done(0);
+        match flavour {
+            Flavour::Oci => {
+                let layout = Layout::in_archive(name.clone(), archive.into(), self.limits.manifest_bytes);
+                let (_, image) = self
+                    .image_of(&name, Origin::Layout(layout), INDEX.to_owned(), platform, cx, size)
+                    .await?;
+                Ok((digest, image))
+            }
+            Flavour::Docker => {
+                let image = archive.docker_image(&name, &self.limits)?;
+                let Configured { diff_ids, run } = configured(&name, &image.config, platform, image.layers.len())?;
+                let layers: Vec<Bytes> = docker_layers(cx, &name, image.layers);
+                let (dir, limits, identity) = (cx.dir.clone(), self.limits.clone(), Digest::sha256(&image.config));
+                let make = move || {
+                    let layers = inputs(&layers, diff_ids.into_iter().map(Some));
+                    build(&dir.join(DISK), &identity, layers, &limits, size, &|| ())
+                };
+                let content_hash = on_thread(cx, make).await?;
+                Ok((digest, built(content_hash, run)))
+            }
+        }
     }
 }
 
+/// The layers of a docker archive. Their digests follow from the configuration's `diff_ids`.
+pub fn docker_layers(cx: &WorkContext, name: &str, layers: Vec<(String, super::local::Section)>) -> Vec<Bytes> {
+    cx.progress
+        .set_total(layers.iter().map(|(_, section)| section.length).sum());
+    let here = |(layer, section)| Bytes::Here(Here::new(cx, &format!("{name}: {layer}"), section, None));
+    layers.into_iter().map(here).collect()
+}
+
+/// Layers and what they must be.
+pub fn inputs(blobs: &[Bytes], diff_ids: impl IntoIterator<Item = Option<Digest>>) -> Vec<Input> {
+    let input = |(blob, diff_id): (&Bytes, Option<Digest>)| Input {
+        bytes: blob.reader(),
+        diff_id,
+    };
+    blobs.iter().zip(diff_ids).map(input).collect()
+}
+
+/// The blobs of an image's layers, with their sizes.
+pub fn wanted(name: &str, manifest: &Manifest) -> Result<Vec<(Digest, u64)>, PullError> {
+    let layer = |layer: &crate::registry::manifest::Descriptor| {
+        if is_layer(&layer.media_type) {
+            return Ok((layer.digest()?, layer.size));
+        }
+        let media_type = show(layer.media_type.as_bytes());
+        let why = format!("{name}: a layer has the unknown type {media_type}");
+        Err(PullError::new(Reason::UnsupportedFormat, why))
+    };
+    manifest.layers.iter().map(layer).collect()
+}
+
+/// Reads the configuration of an image with so many layers, and checks that it is for this platform.
+pub fn configured(name: &str, bytes: &[u8], platform: &str, layers: usize) -> Result<Configured, PullError> {
+    let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
+    let configuration: Configuration =
+        serde_json::from_slice(bytes).map_err(|error| broken(format!("its configuration is broken: {error}")))?;
+    let theirs = format!("{}/{}", configuration.os, configuration.architecture);
+    let fits = platform == theirs || platform.starts_with(&format!("{theirs}/"));
+    if !configuration.architecture.is_empty() && !fits {
+        return Err(PullError::new(
+            Reason::UnsupportedPlatform,
+            format!("{name} is for {theirs:.100}, not for {platform}"),
+        ));
+    }
+    let diff_ids = configuration.rootfs.diff_ids;
+    if diff_ids.len() != layers {
+        let named = diff_ids.len();
+        return Err(broken(format!(
+            "it has {layers} layers, but its configuration names {named}"
+        )));
+    }
+    let diff_ids = diff_ids
+        .iter()
+        .map(|diff_id| diff_id.parse())
+        .collect::<Result<_, crate::reference::ParseError>>()
+        .map_err(|error| broken(format!("its configuration is broken: {error}")))?;
+    let run = configuration.config.unwrap_or_default();
+    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+    Ok(Configured {
+        diff_ids,
+        run: ImageConfig {
+            entrypoint: run.entrypoint.unwrap_or_default(),
+            cmd: run.cmd.unwrap_or_default(),
+            env: run.env.unwrap_or_default(),
+            user: some(run.user),
+            working_dir: some(run.working_dir),
+            stop_signal: some(run.stop_signal),
+        },
+    })
+}
+
+fn built(content_hash: String, config: ImageConfig) -> BuiltImage {
+    BuiltImage {
+        disk: DISK.into(),
+        content_hash,
+        config,
+    }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create_new(true).open(path)
+}
+
+/// A bare ext4 becomes the disk as it is.
+fn take_ext4(name: &str, mut looked: Looked, path: &Path) -> Result<String, PullError> {
+    let what = format!("{name}: its ext4 file system");
+    let local = |error: io::Error| PullError::io(&what, &error);
+    let size = ext4::check(&looked.start)
+        .map_err(|why| PullError::new(Reason::UnsupportedFormat, format!("{what} cannot be used: {why}")))?;
+    let file = new_file(path).map_err(local)?;
+    let length = ext4::copy(&mut looked.bytes, &file)
+        .map_err(|end| end.say(local, |error| failure::layer(&what, LayerError::Read(error))))?;
+    if length < size {
+        let why = format!("{what} is cut off: it has {size} bytes, and there are {length}");
+        return Err(PullError::new(Reason::Malformed, why));
+    }
+    disk::content_hash(&file).map_err(local)
+}
+
 fn build(
-    path: &std::path::Path,
+    path: &Path,
     identity: &Digest,
     layers: Vec<Input>,
-    limits: &crate::types::Limits,
+    limits: &Limits,
     size: Size,
     stop: &(dyn Fn() + Sync),
 ) -> Result<String, PullError> {
     let what = format!("the disk of {identity}");
-    let io = |error: std::io::Error| PullError::io(&what, &error);
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(io)?;
+    let io = |error: io::Error| PullError::io(&what, &error);
+    let file = new_file(path).map_err(io)?;
     let reading = file.try_clone().map_err(io)?;
     let options = disk::options(&what, size);
     let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;

@@ -1,23 +1,27 @@
 //! The pipeline: from a source to files in a private directory.
 
+mod archive;
+mod content;
 mod disk;
+mod ext4;
 mod failure;
 mod fetch;
 mod file;
 mod image;
 mod kernel;
+mod local;
 mod origin;
+mod resolve;
 
 use std::path::PathBuf;
 
 pub use file::{FileBuild, build_image_file};
 use futures::future::BoxFuture;
-use reqwest::Client;
 
 use crate::error::PullError;
 use crate::pulls::work::{Job, Output, Work, WorkContext};
-use crate::registry::http_client;
-use crate::types::{Config, Limits, Resolved};
+use crate::registry::http::Http;
+use crate::types::{Config, Limits};
 
 /// Changes whenever equal layers would give other bytes than before.
 const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
@@ -28,7 +32,7 @@ const KERNEL_LAYOUT: &str = "ext4-1;kernel-1";
 pub struct Pipeline(std::sync::Arc<Inner>);
 
 struct Inner {
-    http: Client,
+    http: Http,
     limits: Limits,
     import_dir: Option<PathBuf>,
     downloads: fetch::Downloads,
@@ -41,7 +45,7 @@ impl Pipeline {
     /// TLS cannot be set up.
     pub fn new(config: &Config) -> Result<Pipeline, PullError> {
         let inner = Inner {
-            http: http_client(&config.limits)?,
+            http: Http::new(&config.limits)?,
             limits: config.limits.clone(),
             import_dir: config.import_dir.clone(),
             downloads: fetch::Downloads::default(),
@@ -68,25 +72,10 @@ impl Work for Pipeline {
                     digest,
                     platform,
                     credentials,
-                } => {
-                    let image = tokio::select! {
-                        biased;
-                        () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
-                        image = inner.find(&source, digest.as_deref(), &platform, &credentials) => image?,
-                    };
-                    Ok(Output::Resolved(Resolved {
-                        reference: image.origin.name(),
-                        digest: image.digest.to_string(),
-                        media_type: image.media_type,
-                        platform: image.platform,
-                        compressed_size: image
-                            .manifest
-                            .layers
-                            .iter()
-                            .map(|layer| layer.size)
-                            .fold(0, u64::saturating_add),
-                    }))
-                }
+                } => inner
+                    .resolve(&source, digest.as_deref(), &platform, &credentials, &cx)
+                    .await
+                    .map(Output::Resolved),
                 Job::Image {
                     source,
                     digest,

@@ -1,10 +1,11 @@
 //! Answering a registry's challenge: Basic, and Bearer with a token server.
 
 use base64::Engine as _;
-use reqwest::header::{AUTHORIZATION, HeaderMap};
-use reqwest::{Client, Url};
+use reqwest::Url;
+use reqwest::header::HeaderMap;
 
-use super::{bounded, follow, is_loopback, success};
+use super::addresses::is_loopback;
+use super::http::{Http, Route, success};
 use crate::error::{PullError, Reason};
 use crate::reference::Reference;
 use crate::types::Credential;
@@ -19,7 +20,7 @@ struct Token {
 
 /// The value of `Authorization` that answers `challenges`.
 pub async fn authorize(
-    http: &Client,
+    http: &Http,
     base: &Url,
     reference: &Reference,
     credential: Option<&Credential>,
@@ -65,10 +66,14 @@ pub async fn authorize(
         realm.query_pairs_mut().append_pair("service", &service);
     }
     let name = format!("{} (token)", reference.registry);
-    let mut headers = HeaderMap::new();
-    headers.remove(AUTHORIZATION);
-    let response = success(follow(http, realm, headers, basic.as_deref(), &name).await?, &name)?;
-    let token: Token = serde_json::from_slice(&bounded(response, TOKEN_BYTES, &name).await?)
+    let route = Route {
+        url: &realm,
+        named: base,
+        plain: false,
+    };
+    let response = http.get(route, &HeaderMap::new(), basic.as_deref(), &name).await?;
+    let response = success(response, &name)?;
+    let token: Token = serde_json::from_slice(&http.bounded(response, TOKEN_BYTES, &name).await?)
         .map_err(|_| refused("the token server's answer is not understood"))?;
     let token = token
         .token

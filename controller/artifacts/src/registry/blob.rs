@@ -15,7 +15,7 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
-use super::unreachable;
+use super::http::{Pace, unreachable};
 use crate::error::{PullError, Reason};
 use crate::pulls::work::Progress;
 use crate::reference::Digest;
@@ -24,6 +24,8 @@ const IDLE_TRIES: u32 = 3;
 
 /// What to download, and where to.
 pub struct Blob {
+    /// For messages.
+    pub name: String,
     /// What its bytes must be.
     pub digest: Digest,
     /// Its exact size, when known.
@@ -32,6 +34,8 @@ pub struct Blob {
     pub most: u64,
     /// The partial file.
     pub path: PathBuf,
+    /// Over this time some bytes must come.
+    pub stall: Duration,
 }
 
 /// How far a download is; shared by the one who writes and those who read.
@@ -141,7 +145,7 @@ pub async fn download<F>(
 where
     F: Future<Output = Result<Response, PullError>>,
 {
-    let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.digest), &error);
+    let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.name), &error);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -174,12 +178,28 @@ where
     let resumed = have > 0;
     growing.advance(&file, have);
     let mut idle = 0;
+    // Until the server shows that it cannot do ranges.
+    let mut ranged = true;
+    let damaged = || {
+        PullError::new(
+            Reason::Unavailable,
+            format!(
+                "{}: the partial download from before was damaged; it starts again",
+                blob.name
+            ),
+        )
+    };
     let too_large = || {
         PullError::new(
             Reason::TooLarge,
             format!(
-                "{}: the server sends more than the {most} bytes that were announced",
-                blob.digest
+                "{}: the server sends more than the {most} bytes that {}",
+                blob.name,
+                if blob.size.is_some() {
+                    "were announced"
+                } else {
+                    "are allowed"
+                }
             ),
         )
     };
@@ -190,31 +210,39 @@ where
         }
         let before = have;
         let outcome: Result<(), PullError> = async {
-            let response = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(have) => r? };
+            let from = if ranged { have } else { 0 };
+            let response = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(from) => r? };
+            if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+                // Readers have seen what is there: it cannot be replaced under them.
+                return Err(damaged());
+            }
             // A server without Range sends everything again: what is there already is read over.
             let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { have };
             if response.status() == StatusCode::PARTIAL_CONTENT {
-                let starts = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
-                if !starts.starts_with(&format!("bytes {have}-")) {
-                    return Err(PullError::new(Reason::Unavailable, format!("{}: the server sent another range than asked for", blob.digest)));
+                let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
+                if !range.starts_with(&format!("bytes {have}-")) {
+                    ranged = false;
+                    return Err(PullError::new(Reason::Unavailable, format!("{}: the server sent another range than asked for", blob.name)));
                 }
             }
+            let mut pace = Pace::new(blob.stall);
             let mut stream = response.bytes_stream();
             loop {
                 let chunk = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), c = stream.next() => c };
                 let Some(chunk) = chunk else { return Ok(()) };
-                let chunk = chunk.map_err(|error| unreachable(&blob.digest.to_string(), error))?;
+                let chunk = chunk.map_err(|error| unreachable(&blob.name, error))?;
                 let skipped = skip.min(chunk.len() as u64);
                 skip -= skipped;
                 let fresh = &chunk[skipped as usize..];
                 if have + fresh.len() as u64 > most {
                     return Err(too_large());
                 }
-                (&*file).write_all_at(fresh, have).map_err(local)?;
+                file.write_all_at(fresh, have).map_err(local)?;
                 hasher.update(fresh);
                 have += fresh.len() as u64;
                 progress.add_done(fresh.len() as u64);
                 growing.advance(&file, have);
+                pace.came(chunk.len() as u64, &blob.name)?;
             }
         }
         .await;
@@ -225,12 +253,13 @@ where
             Ok(()) => {
                 return Err(PullError::new(
                     Reason::Unavailable,
-                    format!("{}: the server ends it after {have} of {most} bytes", blob.digest),
+                    format!("{}: the server ends it after {have} of {most} bytes", blob.name),
                 ));
             }
             Err(error)
                 if matches!(error.reason, Reason::Unavailable | Reason::Stalled)
                     && error.kind == PullError::new(error.reason, "").kind
+                    && error != damaged()
                     && idle < IDLE_TRIES =>
             {
                 tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
@@ -238,7 +267,7 @@ where
                 tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
             }
             Err(error) => {
-                if error.reason == Reason::TooLarge {
+                if error.reason == Reason::TooLarge || error == damaged() {
                     let _ = std::fs::remove_file(&blob.path);
                 }
                 return Err(error);
@@ -252,16 +281,13 @@ where
     }
     std::fs::remove_file(&blob.path).map_err(local)?;
     if resumed {
-        return Err(PullError::new(
-            Reason::Unavailable,
-            format!(
-                "{}: the partial download from before was damaged; it starts again",
-                blob.digest
-            ),
-        ));
+        return Err(damaged());
     }
     Err(PullError::new(
         Reason::WrongDigest,
-        format!("{}: the server sent content with the digest {actual}", blob.digest),
+        format!(
+            "{}: the server sent content with the digest {actual}, not {}",
+            blob.name, blob.digest
+        ),
     ))
 }

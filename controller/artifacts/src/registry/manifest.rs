@@ -9,6 +9,38 @@ use crate::reference::{Digest, Platform};
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Configurations of images that can be run (OCI image specification 1.1; Docker image manifest version 2, schema 2).
+const CONFIGS: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+
+/// Layers. Those that may not be distributed are asked for as all others; their `urls` are not followed. How a
+/// layer is compressed is found by looking.
+const LAYERS: [&str; 11] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+];
+
+/// Whether a media type is that of an image's configuration.
+pub fn is_config(media_type: &str) -> bool {
+    CONFIGS.contains(&media_type)
+}
+
+/// Whether a media type is that of a layer of files.
+pub fn is_layer(media_type: &str) -> bool {
+    LAYERS.contains(&media_type)
+}
+
 /// A descriptor, as far as it is used. `urls` is left out on purpose: they are never followed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

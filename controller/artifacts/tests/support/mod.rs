@@ -1,5 +1,8 @@
 //! A real registry on loopback, and artefacts pushed to it.
 
+pub mod kernels;
+pub mod web;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -236,6 +239,98 @@ pub async fn settle<T, F: Future<Output = State<T>>>(
     tokio::time::timeout(Duration::from_secs(120), asking)
         .await
         .expect("it ends")
+}
+
+/// Pulls an image for `who` until it is there or has failed.
+pub async fn image(
+    artifacts: &Artifacts,
+    woken: &mut mpsc::Receiver<Interest>,
+    who: &str,
+    source: Source,
+) -> Result<std::sync::Arc<ImageDisk>, Failure> {
+    let who = Interest(who.into());
+    let want = ImageWant {
+        source,
+        digest: None,
+        credentials: Vec::new(),
+    };
+    settle(woken, || artifacts.ensure_image(&who, want.clone())).await
+}
+
+/// A handle over a store in `dir/artifacts` with imports from `dir/import`, for linux/amd64.
+pub async fn open_with_import(dir: &Path) -> (Artifacts, mpsc::Receiver<Interest>) {
+    let (wake, woken) = mpsc::channel(16);
+    let mut config = Config::new(dir.join("artifacts"));
+    let import = dir.join("import");
+    std::fs::create_dir_all(&import).unwrap();
+    config.import_dir = Some(import);
+    config.platform = "linux/amd64".into();
+    (Artifacts::open(config, wake).await.unwrap(), woken)
+}
+
+pub fn path(path: &str) -> Source {
+    Source::Path { path: path.into() }
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+/// A tar of an OCI image layout, or (`docker`) what `docker save` makes of the same image.
+pub fn archive(tars: &[Vec<u8>], docker: bool) -> Vec<u8> {
+    let diff_ids: Vec<String> = tars.iter().map(|tar| Digest::sha256(tar).to_string()).collect();
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "config": { "Cmd": ["/bin/app"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = serde_json::to_vec(&config).unwrap();
+    let hex = |bytes: &[u8]| Digest::sha256(bytes).hex().to_owned();
+    let mut out = Tar::new();
+    if docker {
+        let mut names = Vec::new();
+        for (at, tar) in tars.iter().enumerate() {
+            // The first layer's file is elsewhere, as with images that share layers.
+            let (name, place) = (format!("{}/layer.tar", hex(&[at as u8])), format!("{}.tar", hex(tar)));
+            out = if at == 0 {
+                out.file(&place, 0o644, tar).symlink(&name, &format!("../{place}"))
+            } else {
+                out.file(&name, 0o644, tar)
+            };
+            names.push(name);
+        }
+        let config_name = format!("{}.json", hex(&config));
+        let manifest = json!([{ "Config": config_name, "RepoTags": ["app:1"], "Layers": names }]);
+        return out
+            .file(&config_name, 0o644, &config)
+            .file("manifest.json", 0o644, &serde_json::to_vec(&manifest).unwrap())
+            .done();
+    }
+    let mut blobs = Vec::new();
+    let mut blob = |media_type: &str, bytes: &[u8]| {
+        let digest = Digest::sha256(bytes);
+        blobs.push((format!("blobs/sha256/{}", digest.hex()), bytes.to_vec()));
+        json!({ "mediaType": media_type, "digest": digest.to_string(), "size": bytes.len() })
+    };
+    let config = blob("application/vnd.oci.image.config.v1+json", &config);
+    let layers: Vec<Value> = tars
+        .iter()
+        .map(|tar| blob("application/vnd.oci.image.layer.v1.tar+gzip", &gzip(tar)))
+        .collect();
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+    let manifest = blob(MANIFEST, &serde_json::to_vec(&manifest).unwrap());
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    for (name, bytes) in &blobs {
+        out = out.file(name, 0o644, bytes);
+    }
+    out.file("index.json", 0o644, &serde_json::to_vec(&index).unwrap())
+        .file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)
+        .done()
 }
 
 /// A handle over an empty store in `dir`.

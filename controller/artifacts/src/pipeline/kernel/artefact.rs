@@ -7,17 +7,19 @@ use std::path::Path;
 use serde::Deserialize;
 use vmlet_ext4::{FreeSpace, Size, Writer};
 
-use super::{Inner, disk, failure};
+use super::super::fetch::Bytes;
+use super::super::image::Found;
+use super::super::{Inner, disk, failure};
+use super::{KERNEL, MODULES_DISK, MODULES_TAR, is_version};
 use crate::error::{PullError, Reason};
 use crate::layers::apply::read_layer;
 use crate::layers::decode::decoder;
 use crate::layers::disk::DiskStore;
 use crate::layers::merge::{Layer, RecordKind, Tree};
 use crate::layers::{LayerError, show};
-use crate::pulls::work::{BuiltKernel, KernelPaths, WorkContext};
-use crate::registry::blob::Growing;
+use crate::pulls::work::{BuiltKernel, WorkContext};
 use crate::registry::manifest::{Descriptor, Manifest};
-use crate::types::{BootFormat, Credential, Limits, Source};
+use crate::types::{BootFormat, Limits};
 
 /// `artifactType` of the manifest.
 pub const ARTIFACT: &str = "application/vnd.vmlet.kernel.v1";
@@ -25,9 +27,6 @@ const CONFIG: &str = "application/vnd.vmlet.kernel.config.v1+json";
 const IMAGE: &str = "application/vnd.vmlet.kernel.image.v1+zstd";
 const MODULES: &str = "application/vnd.vmlet.kernel.modules.v1.tar+zstd";
 
-const KERNEL: &str = "kernel";
-const MODULES_TAR: &str = "modules.tar";
-const MODULES_DISK: &str = "modules.ext4";
 /// A vmlinux without debug information has some 50 MiB.
 const MOST_KERNEL: u64 = 1 << 30;
 
@@ -42,33 +41,23 @@ struct Configuration {
 
 impl Inner {
     /// Unpacks a kernel artefact in `cx.dir`.
-    pub async fn kernel(
+    pub async fn kernel_artefact(
         &self,
-        source: &Source,
-        digest: &str,
+        name: &str,
+        found: Found,
         platform: &str,
-        credentials: &[Credential],
-        paths: &KernelPaths,
         cx: &WorkContext,
     ) -> Result<BuiltKernel, PullError> {
-        let name = source.to_string();
-        cx.progress.set_stage("pulling");
-        if *paths != KernelPaths::default() {
-            let why = "paths inside a kernel artefact cannot be chosen yet; leave them out";
-            return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: {why}")));
-        }
-        let (found, configuration, parts) = tokio::select! {
+        let name = name.to_owned();
+        let parts = parts(&name, &found.manifest)?;
+        let config = &found.manifest.config;
+        let digest = config.digest()?;
+        let bytes = tokio::select! {
             biased;
             () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
-            all = async {
-                let found = self.find(source, Some(digest), platform, credentials).await?;
-                let parts = parts(&name, &found.manifest)?;
-                let config = &found.manifest.config;
-                let bytes = found.origin.small_blob(&config.digest()?, config.size).await?;
-                let configuration = configuration(&name, &bytes, platform)?;
-                Ok::<_, PullError>((found, configuration, parts))
-            } => all?,
+            bytes = found.origin.small_blob(&digest, config.size) => bytes?,
         };
+        let configuration = configuration(&name, &bytes, platform)?;
         let mut wanted = vec![(parts.0.digest()?, parts.0.size)];
         if let Some(modules) = &parts.1 {
             wanted.push((modules.digest()?, modules.size));
@@ -99,9 +88,10 @@ impl Inner {
 
 /// The kernel's descriptor, and the modules' if there are any.
 fn parts(name: &str, manifest: &Manifest) -> Result<(Descriptor, Option<Descriptor>), PullError> {
-    if manifest.artifact_type.as_deref() != Some(ARTIFACT) || manifest.config.media_type != CONFIG {
-        let why = format!("it is no kernel artefact ({ARTIFACT}); make one with `vmlet kernel package`");
-        return Err(PullError::new(Reason::UnsupportedFormat, format!("{name}: {why}")));
+    if manifest.config.media_type != CONFIG {
+        let media_type = show(manifest.config.media_type.as_bytes());
+        let why = format!("{name}: its configuration has the unknown type {media_type}");
+        return Err(PullError::new(Reason::UnsupportedFormat, why));
     }
     let (mut kernel, mut modules) = (None, None);
     for layer in &manifest.layers {
@@ -131,8 +121,7 @@ fn configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Configurati
     let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: its configuration is broken: {why}"));
     let configuration: Configuration = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
     let version = &configuration.version;
-    let safe = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
-    if version.is_empty() || version.len() > 64 || version.starts_with('.') || !version.bytes().all(safe) {
+    if !is_version(version) {
         return Err(broken(format!("{} is no kernel release", show(version.as_bytes()))));
     }
     let architecture = &configuration.architecture;
@@ -146,7 +135,7 @@ fn configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Configurati
 }
 
 /// Refuses what is not compressed as its type says.
-fn inflate(blob: &Growing, limits: &Limits) -> io::Result<Box<dyn Read + Send>> {
+fn inflate(blob: &Bytes, limits: &Limits) -> io::Result<Box<dyn Read + Send>> {
     let mut reader = blob.reader();
     let mut magic = Vec::with_capacity(4);
     reader.by_ref().take(4).read_to_end(&mut magic)?;
@@ -159,13 +148,7 @@ fn inflate(blob: &Growing, limits: &Limits) -> io::Result<Box<dyn Read + Send>> 
     decoder(io::Cursor::new(magic).chain(reader), limits.zstd_window_bytes)
 }
 
-fn unpack_kernel(
-    name: &str,
-    to: &Path,
-    blob: &Growing,
-    given: &Configuration,
-    limits: &Limits,
-) -> Result<(), PullError> {
+fn unpack_kernel(name: &str, to: &Path, blob: &Bytes, given: &Configuration, limits: &Limits) -> Result<(), PullError> {
     let what = format!("{name}: its kernel");
     let local = |error: io::Error| PullError::io(&what, &error);
     let read = |error: io::Error| failure::layer(&what, LayerError::Read(error));
@@ -206,52 +189,64 @@ fn unpack_kernel(
     file.sync_all().map_err(local)
 }
 
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create_new(true).open(path)
+}
+
+/// The modules' blob becomes a tar and a disk.
 fn unpack_modules(
     name: &str,
     identity: &str,
     dir: &Path,
-    blob: &Growing,
+    blob: &Bytes,
     version: &str,
     limits: &Limits,
 ) -> Result<(), PullError> {
     let what = format!("{name}: its modules");
     let local = |error: io::Error| PullError::io(&what, &error);
-    let wrong = |error: LayerError| failure::layer(&what, error);
-    let new = |file: &str| {
-        File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(dir.join(file))
-            .map_err(local)
-    };
-    let tar = new(MODULES_TAR)?;
-    // Nothing is ever written to it.
-    let size = Size::Auto {
-        free: FreeSpace { percent: 0, bytes: 0 },
-    };
-    let options = disk::options(&format!("the modules of {identity}"), size);
-    let writer = Writer::create(new(MODULES_DISK)?, options).map_err(|error| failure::store(&what, error.into()))?;
-    let mut store = DiskStore::new(writer);
-    let input = inflate(blob, limits).map_err(|error| wrong(LayerError::Read(error)))?;
+    let tar = new_file(&dir.join(MODULES_TAR)).map_err(local)?;
+    let input = inflate(blob, limits).map_err(|error| failure::layer(&what, LayerError::Read(error)))?;
     let mut input = Copied {
         input,
         copy: io::BufWriter::with_capacity(256 << 10, tar),
         left: limits.uncompressed_bytes,
         failed: None,
     };
-    let mut entries = limits.entries;
-    let layer = read_layer(&mut input, &mut store, limits, &mut entries).and_then(|layer| {
-        io::copy(&mut input, &mut io::sink())
-            .map_err(LayerError::Read)
-            .map(|_| layer)
-    });
+    let made = modules_disk(&what, identity, dir, &mut input, version, limits);
     if let Some(error) = input.failed.take() {
         return Err(local(error));
     }
-    let layer = layer.map_err(wrong)?;
+    made?;
     let tar = input.copy.into_inner().map_err(|error| local(error.into_error()))?;
-    tar.sync_all().map_err(local)?;
+    tar.sync_all().map_err(local)
+}
+
+/// A tar of `lib/modules/<version>` becomes a disk with what is below it.
+pub fn modules_disk(
+    what: &str,
+    identity: &str,
+    dir: &Path,
+    mut tar: impl Read,
+    version: &str,
+    limits: &Limits,
+) -> Result<(), PullError> {
+    let local = |error: io::Error| PullError::io(what, &error);
+    let wrong = |error: LayerError| failure::layer(what, error);
+    // Nothing is ever written to it.
+    let size = Size::Auto {
+        free: FreeSpace { percent: 0, bytes: 0 },
+    };
+    let options = disk::options(&format!("the modules of {identity}"), size);
+    let file = new_file(&dir.join(MODULES_DISK)).map_err(local)?;
+    let writer = Writer::create(file, options).map_err(|error| failure::store(what, error.into()))?;
+    let mut store = DiskStore::new(writer);
+    let mut entries = limits.entries;
+    let layer = read_layer(&mut tar, &mut store, limits, &mut entries).and_then(|layer| {
+        io::copy(&mut tar, &mut io::sink())
+            .map_err(LayerError::Read)
+            .map(|_| layer)
+    });
+    let layer = layer.map_err(wrong)?;
     let root = format!("lib/modules/{version}");
     only_below(&layer, &root).map_err(wrong)?;
     let mut tree = Tree::default();
@@ -263,7 +258,7 @@ fn unpack_modules(
     let top = top.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{what}: there is no {root} in them")))?;
     store
         .finish_below(tree, top)
-        .map_err(|error| failure::store(&what, error))?;
+        .map_err(|error| failure::store(what, error))?;
     Ok(())
 }
 

@@ -1,0 +1,295 @@
+//! HTTP under our rules: bounded bodies, redirects that carry no credentials and lead to no forbidden
+//! place, time-outs for standing still and not for the whole, and errors in our words.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::time::Instant;
+
+use super::addresses::{Filtered, Forbidden, is_loopback, is_never_asked, literal, system};
+use crate::error::{PullError, Reason};
+use crate::types::Limits;
+
+const REDIRECTS: usize = 5;
+const CONNECT: Duration = Duration::from_secs(15);
+/// Slower than this, over a whole stall time-out, counts as standing still. Bytes per second.
+const SLOWEST: u64 = 256;
+
+/// A client with our bounds; cheap to clone.
+#[derive(Clone)]
+pub struct Http {
+    /// For hosts that the user named: they may be this machine.
+    named: Client,
+    /// For hosts that a server led to: they may not.
+    led: Client,
+    stall: Duration,
+}
+
+/// Where a request goes, and on whose word.
+#[derive(Clone, Copy)]
+pub struct Route<'a> {
+    /// The first URL.
+    pub url: &'a Url,
+    /// A URL of the host that the user named.
+    pub named: &'a Url,
+    /// Whether plain http may redirect to plain http elsewhere: where a digest stands in the want, and
+    /// no credentials are sent.
+    pub plain: bool,
+}
+
+impl Http {
+    /// Sets both clients up.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(limits: &Limits) -> Result<Http, PullError> {
+        // reqwest comes without cryptography of its own and takes the process's. Where the program has
+        // chosen none yet, this is the choice; losing that race to somebody else is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = |own| {
+            Client::builder()
+                .user_agent(concat!("vmlet/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT)
+                .read_timeout(limits.stall_timeout)
+                .dns_resolver(Arc::new(Filtered { own, lookup: system }))
+                .build()
+                .map_err(|error| PullError::new(Reason::Internal, format!("cannot set up TLS: {error}")))
+        };
+        Ok(Http {
+            named: client(true)?,
+            led: client(false)?,
+            stall: limits.stall_timeout,
+        })
+    }
+
+    /// Watches that a body keeps coming.
+    pub fn pace(&self) -> Pace {
+        Pace::new(self.stall)
+    }
+
+    /// Whether something that speaks HTTP answers there; used to tell plain http from TLS on loopback.
+    pub async fn speaks_http(&self, probe: Url) -> bool {
+        let answer = self.named.get(probe).send().await;
+        // A TLS server answers plain text with 400.
+        answer.is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
+    }
+
+    /// GET that follows redirects under our rules. `authorization` goes to the first origin only.
+    ///
+    /// # Errors
+    /// Transport errors, and places that a redirect must not lead to. Any status is an answer.
+    pub async fn get(
+        &self,
+        route: Route<'_>,
+        headers: &HeaderMap,
+        authorization: Option<&str>,
+        name: &str,
+    ) -> Result<Response, PullError> {
+        let refuse = |why: &str| Err(PullError::new(Reason::BadReference, format!("{name}: {why}")));
+        let mut url = route.url.clone();
+        for _ in 0..=REDIRECTS {
+            let named = url.host() == route.named.host();
+            if !named && literal(&url).is_some_and(is_never_asked) {
+                return refuse("it leads to a link-local or metadata address, which is never asked");
+            }
+            let client = if named || is_loopback(&url) {
+                &self.named
+            } else {
+                &self.led
+            };
+            let mut request = client.get(url.clone()).headers(headers.clone());
+            if let Some(value) = authorization
+                && url.origin() == route.url.origin()
+            {
+                request = request.header(AUTHORIZATION, value);
+            }
+            let response = request.send().await.map_err(|error| unreachable(name, error))?;
+            let status = response.status();
+            if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+            let Some(next) = location.and_then(|to| url.join(to).ok()) else {
+                return refuse("it redirects to nowhere");
+            };
+            let plain = next.scheme() == "http" && url.scheme() == "http";
+            if !(next.scheme() == "https" || plain && (route.plain || is_loopback(&next))) {
+                return refuse("it redirects away from https");
+            }
+            if is_loopback(&next) && !is_loopback(route.named) {
+                return refuse("it redirects to this machine");
+            }
+            url = next;
+        }
+        refuse("it redirects for ever")
+    }
+
+    /// Reads a whole body of at most `most` bytes.
+    ///
+    /// # Errors
+    /// Transport errors, a longer body, one that does not come on.
+    pub async fn bounded(&self, response: Response, most: u64, name: &str) -> Result<Vec<u8>, PullError> {
+        let mut bytes = Vec::new();
+        let mut pace = self.pace();
+        let mut stream = response.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| unreachable(name, error))?;
+            if (bytes.len() + chunk.len()) as u64 > most {
+                return Err(PullError::new(
+                    Reason::TooLarge,
+                    format!("{name}: it is larger than {most} bytes"),
+                ));
+            }
+            bytes.extend_from_slice(&chunk);
+            pace.came(chunk.len() as u64, name)?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Headers that ask for what follows `from`.
+pub fn range(from: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if from > 0
+        && let Ok(value) = format!("bytes={from}-").parse()
+    {
+        headers.insert(RANGE, value);
+    }
+    headers
+}
+
+/// Tells a trickle from a transfer: a server that sends a byte now and then never times out otherwise.
+pub struct Pace {
+    window: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Measures over windows of `window`.
+    pub fn new(window: Duration) -> Pace {
+        Pace {
+            window,
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Some bytes came.
+    ///
+    /// # Errors
+    /// Over the last window they were too few.
+    pub fn came(&mut self, bytes: u64, name: &str) -> Result<(), PullError> {
+        self.bytes += bytes;
+        let elapsed = self.since.elapsed();
+        if elapsed < self.window {
+            return Ok(());
+        }
+        if self.bytes < elapsed.as_secs().saturating_mul(SLOWEST) {
+            let (bytes, seconds) = (self.bytes, elapsed.as_secs());
+            let why = format!("{name}: only {bytes} bytes came in {seconds} s");
+            return Err(PullError::new(Reason::Stalled, why));
+        }
+        *self = Pace::new(self.window);
+        Ok(())
+    }
+}
+
+/// Turns an answer that is no success into the error that it means.
+pub fn success(response: Response, name: &str) -> Result<Response, PullError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let reason = match status.as_u16() {
+        401 | 403 => Reason::Unauthorized,
+        404 | 410 => Reason::NotFound,
+        429 => Reason::RateLimited,
+        408 | 500..=599 => Reason::Unavailable,
+        _ => Reason::UnsupportedFormat,
+    };
+    let hint = match reason {
+        Reason::Unauthorized => "; check the pull secret and that it may read this repository",
+        Reason::NotFound => "; check the name and the tag, and whether it needs a login",
+        _ => "",
+    };
+    let message = format!("{name}: the server answered {status}{hint}");
+    let header = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
+    let after = header.and_then(|value| retry_after(value, SystemTime::now()));
+    Err(match after {
+        Some(after) if reason.is_transient() => PullError::retry_after(reason, message, after),
+        _ => PullError::new(reason, message),
+    })
+}
+
+/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, as a time from now. The keyed pulls bound it.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// A transport error in our words. The URL is left out: it may hold a signature.
+pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
+    let error = error.without_url();
+    let mut reason = if error.is_timeout() && !error.is_connect() {
+        Reason::Stalled
+    } else {
+        Reason::Unavailable
+    };
+    let mut message = format!("{name}: {error}");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        if inner.is::<Forbidden>() {
+            reason = Reason::BadReference;
+        }
+        message = format!("{message}: {inner}");
+        cause = inner.source();
+    }
+    PullError::new(reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_nothing_else() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").expect("a date");
+        let seconds = |value| retry_after(value, now).map(|after| after.as_secs());
+        assert_eq!(seconds("120"), Some(120));
+        assert_eq!(seconds(" 0 "), Some(0));
+        assert_eq!(seconds("Wed, 21 Oct 2015 07:30:00 GMT"), Some(120));
+        assert_eq!(seconds("Wed, 21 Oct 2015 07:00:00 GMT"), Some(0), "in the past");
+        assert_eq!(seconds("99999999999999999999999"), Some(u64::MAX));
+        for none in ["", "-5", "soon", "1.5"] {
+            assert_eq!(seconds(none), None, "{none}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_is_no_transfer() {
+        let mut pace = Pace::new(Duration::from_secs(60));
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            pace.came(1, "x").expect("the window is not over");
+        }
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(
+            pace.came(1, "x").expect_err("six bytes a minute").reason,
+            Reason::Stalled
+        );
+        let mut pace = Pace::new(Duration::from_secs(60));
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            pace.came(10_000, "x").expect("slow, but it comes");
+        }
+    }
+}

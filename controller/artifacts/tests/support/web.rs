@@ -1,0 +1,222 @@
+//! A scripted HTTP server on real sockets: it can cut, reset and stall where a test says so.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub path: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Request {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Where a Range header wants to begin.
+    pub fn from(&self) -> Option<usize> {
+        self.header("range")?
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()
+    }
+}
+
+/// What goes wrong with an answer, after so many bytes of its body.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    None,
+    /// The connection is closed in order.
+    Cut(usize),
+    /// The connection is reset.
+    Reset(usize),
+    /// Nothing more comes until the server goes.
+    Stall(usize),
+    /// Not even the status comes.
+    Silence,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    fault: Fault,
+}
+
+impl Reply {
+    pub fn new(status: u16) -> Reply {
+        Reply {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+            fault: Fault::None,
+        }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Reply {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn body(mut self, body: &[u8]) -> Reply {
+        self.body = body.to_vec();
+        self
+    }
+
+    pub fn fault(mut self, fault: Fault) -> Reply {
+        self.fault = fault;
+        self
+    }
+
+    /// A body as a good server gives it, with ranges.
+    pub fn ranged(request: &Request, body: &[u8]) -> Reply {
+        match request.from() {
+            None => Reply::new(200).body(body),
+            Some(from) if from >= body.len() => Reply::new(416),
+            Some(from) => {
+                let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+                Reply::new(206).header("content-range", &range).body(&body[from..])
+            }
+        }
+    }
+
+    pub fn redirect(to: &str) -> Reply {
+        Reply::new(307).header("location", to)
+    }
+
+    fn send(self, mut to: &TcpStream, gone: &Gone) -> std::io::Result<()> {
+        if let Fault::Silence = self.fault {
+            gone.wait();
+            return Ok(());
+        }
+        let mut head = format!("HTTP/1.1 {} Scripted\r\nconnection: close\r\n", self.status);
+        if !self
+            .headers
+            .iter()
+            .any(|(name, _)| name == "content-length" || name == "transfer-encoding")
+        {
+            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
+        }
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        to.write_all(format!("{head}\r\n").as_bytes())?;
+        match self.fault {
+            Fault::None | Fault::Silence => to.write_all(&self.body)?,
+            Fault::Cut(after) => to.write_all(&self.body[..after])?,
+            Fault::Stall(after) => {
+                to.write_all(&self.body[..after])?;
+                gone.wait();
+            }
+            Fault::Reset(after) => {
+                to.write_all(&self.body[..after])?;
+                let linger = Some(std::time::Duration::ZERO);
+                return rustix::net::sockopt::set_socket_linger(to, linger).map_err(Into::into);
+            }
+        }
+        to.shutdown(Shutdown::Write)
+    }
+}
+
+#[derive(Default)]
+struct Gone(Mutex<bool>, Condvar);
+
+impl Gone {
+    fn wait(&self) {
+        let mut gone = self.0.lock().unwrap();
+        while !*gone {
+            gone = self.1.wait(gone).unwrap();
+        }
+    }
+}
+
+/// The server; it goes when it is dropped.
+pub struct Web {
+    pub address: String,
+    log: Arc<Mutex<Vec<Request>>>,
+    gone: Arc<Gone>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Web {
+    pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Web {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let gone = Arc::new(Gone::default());
+        let (answer, seen, ending) = (Arc::new(answer), log.clone(), gone.clone());
+        let accepting = std::thread::spawn(move || {
+            let mut serving = Vec::new();
+            for stream in listener.incoming() {
+                if *ending.0.lock().unwrap() {
+                    break;
+                }
+                let Ok(stream) = stream else { continue };
+                let (answer, seen, ending) = (answer.clone(), seen.clone(), ending.clone());
+                serving.push(std::thread::spawn(move || {
+                    if let Some(request) = read(&stream) {
+                        seen.lock().unwrap().push(request.clone());
+                        let _ = answer(&request).send(&stream, &ending);
+                    }
+                }));
+            }
+            for thread in serving {
+                thread.join().unwrap();
+            }
+        });
+        Web {
+            address,
+            log,
+            gone,
+            accepting: Some(accepting),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What was asked so far.
+    pub fn log(&self) -> Vec<Request> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// How often a path was asked for.
+    pub fn count(&self, part: &str) -> usize {
+        self.log().iter().filter(|request| request.path.contains(part)).count()
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        *self.gone.0.lock().unwrap() = true;
+        self.gone.1.notify_all();
+        let _ = TcpStream::connect(&self.address);
+        if let Some(thread) = self.accepting.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let path = first.split(' ').nth(1)?.to_owned();
+    let mut headers = Vec::new();
+    for line in lines {
+        let line = line.ok()?;
+        let Some((name, value)) = line.split_once(':') else {
+            break;
+        };
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    Some(Request { path, headers })
+}
