@@ -5,5 +5,9 @@ use crate::objects::Call;
 
 /// The types of the request's kind; without a schema all lists are atomic.
 pub(crate) fn types(call: &Call) -> Types<'_> {
-    Types::new(call.version().schema.as_ref().map(|s| s.root()), call.has_status())
+    let schema = call.version().schema.as_ref().map(|s| s.root());
+    match call.resource.core {
+        Some(core) => Types::core(core, schema),
+        None => Types::new(schema, call.has_status()),
+    }
 }

@@ -23,7 +23,7 @@ impl<'a> Types<'a> {
 fn empty(core: Core) -> Value {
     let names = json!({"kind": "", "plural": ""});
     match core {
-        Core::Namespace => json!({"spec": {}, "status": {}}),
+        Core::Namespace => json!({"spec": {"finalizers": ["kubernetes"]}, "status": {}}),
         Core::Node => json!({"spec": {}, "status": {
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
             "nodeInfo": {"architecture": "", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",

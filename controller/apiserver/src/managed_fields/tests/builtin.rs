@@ -82,8 +82,9 @@ fn owned(object: &Value, manager: &str) -> Value {
 #[test]
 fn the_creator_of_a_namespace_owns_its_labels() {
     let kind = Kind::new(Core::Namespace, "", "Namespace");
-    let object =
-        kind.object(json!({"metadata": {"labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {}, "status": {}}));
+    let fields = json!({"metadata": {"labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"}});
+    let object = kind.object(fields);
     let live = kind.update(None, object, "curl", "");
     let labels = json!({"f:metadata": {"f:labels": {".": {}, "f:kubernetes.io/metadata.name": {}}}});
     assert_eq!(owned(&live, "curl"), labels);
