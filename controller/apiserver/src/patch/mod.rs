@@ -10,7 +10,9 @@ mod strategic;
 
 use serde_json::Value;
 
-pub use strategic::{Strategy, strategic, strategy_of};
+#[cfg(test)]
+pub use strategic::Strategy;
+pub use strategic::{strategic, strategy_of};
 
 /// Most operations that one JSON patch may have, as in the real server.
 const MAX_OPERATIONS: usize = 10_000;

@@ -117,6 +117,7 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
             Err(more) => errors.extend(more),
         }
     }
+    errors.extend(columns(spec));
     if stored.len() != 1 && errors.is_empty() {
         let why = "must have exactly one version marked as storage version";
         errors.push(FieldError::invalid("spec.versions", spec["versions"].clone(), why));
@@ -223,5 +224,23 @@ pub fn terminating(definition: &mut Value, now: &str) {
         conditions.push(condition);
     } else {
         definition["status"]["conditions"] = json!([condition]);
+    }
+}
+
+/// What is wrong with the printer columns of all versions.
+fn columns(spec: &Value) -> Vec<FieldError> {
+    let versions = spec["versions"].as_array().into_iter().flatten();
+    let columns: Vec<&Value> = versions.map(|v| &v["additionalPrinterColumns"]).collect();
+    match columns.as_slice() {
+        // As with schemas: what all versions share is named by its place in older APIs.
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => {
+            crate::table::check_columns(first, "spec.additionalPrinterColumns")
+        }
+        all => {
+            let path = |index| format!("spec.versions[{index}].additionalPrinterColumns");
+            let each = all.iter().enumerate();
+            each.flat_map(|(index, columns)| crate::table::check_columns(columns, &path(index)))
+                .collect()
+        }
     }
 }

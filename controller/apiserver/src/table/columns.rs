@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Number, Value, json};
 
 use super::{AGE, header, jsonpath, name_header, since};
-use crate::schema::go_json;
+use crate::schema::{FieldError, go_json};
 
 /// A column as its definition describes it.
 pub struct Column {
@@ -17,9 +17,43 @@ pub struct Column {
     path: Option<jsonpath::Path>,
 }
 
-/// Why the JSON path of a column cannot be read, if so.
-pub fn check(json_path: &str) -> Result<(), String> {
-    jsonpath::Path::parse(json_path).map(|_| ())
+const TYPES: &str = "boolean,date,integer,number,string";
+const FORMATS: &str = "byte,date,date-time,double,float,int32,int64,password";
+
+/// What kube-apiserver refuses in `additionalPrinterColumns`, which stand at `path`.
+///
+/// A JSON path that begins well and cannot be read is accepted, as there: its cells are empty.
+pub fn check(definitions: &Value, path: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (index, definition) in definitions.as_array().into_iter().flatten().enumerate() {
+        let at = |name: &str| format!("{path}[{index}].{name}");
+        let text = |key: &str| definition[key].as_str().unwrap_or_default();
+        let one_of = |list: &str| format!("must be one of {list}");
+        let is_in = |list: &str, text: &str| list.split(',').any(|known| known == text);
+        if text("name").is_empty() {
+            errors.push(FieldError::required(at("name"), ""));
+        }
+        match text("type") {
+            "" => errors.push(FieldError::required(at("type"), one_of(TYPES))),
+            kind if !is_in(TYPES, kind) => errors.push(FieldError::invalid(at("type"), kind, one_of(TYPES))),
+            _ => {}
+        }
+        let format = text("format");
+        if !format.is_empty() && !is_in(FORMATS, format) {
+            errors.push(FieldError::invalid(at("format"), format, one_of(FORMATS)));
+        }
+        // So it is spelled there.
+        let at = at("JSONPath");
+        match text("jsonPath") {
+            "" => errors.push(FieldError::required(at, "")),
+            path if !path.starts_with('.') => {
+                let words = "must be a simple json path starting with .";
+                errors.push(FieldError::invalid(at, path, words));
+            }
+            _ => {}
+        }
+    }
+    errors
 }
 
 impl Column {

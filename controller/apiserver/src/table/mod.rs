@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::registry::{Resource, Version};
 
-pub use columns::check as check_column;
+pub use columns::check as check_columns;
 
 /// What a row carries besides its cells (`includeObject`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

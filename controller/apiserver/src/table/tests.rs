@@ -134,3 +134,28 @@ fn cells_take_the_type_of_their_column() {
         );
     }
 }
+
+#[test]
+fn columns_that_cannot_be_shown_are_refused() {
+    let columns = json!([
+        {"name": "A", "type": "string", "jsonPath": ".a"},
+        {"name": "B", "type": "text", "format": "int64", "jsonPath": ".b"},
+        {"name": "C", "type": "integer", "format": "long", "jsonPath": "c"},
+        {},
+    ]);
+    let errors = check_columns(&columns, "columns");
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let kinds = "must be one of boolean,date,integer,number,string";
+    let formats = "must be one of byte,date,date-time,double,float,int32,int64,password";
+    assert_eq!(
+        errors,
+        [
+            format!("columns[1].type: Invalid value: \"text\": {kinds}"),
+            format!("columns[2].format: Invalid value: \"long\": {formats}"),
+            "columns[2].JSONPath: Invalid value: \"c\": must be a simple json path starting with .".to_owned(),
+            "columns[3].name: Required value".to_owned(),
+            format!("columns[3].type: Required value: {kinds}"),
+            "columns[3].JSONPath: Required value".to_owned(),
+        ]
+    );
+}
