@@ -2,8 +2,6 @@
 
 mod rules;
 
-use std::sync::LazyLock;
-
 use serde_json::Value;
 
 pub use rules::{
@@ -13,21 +11,7 @@ pub use rules::{
 
 macro_rules! schemas {
     ($($group:literal $kind:literal $file:literal)*) => {
-        /// The structural schema of a built-in kind, with descriptions; it is parsed at the first call.
-        ///
-        /// Fields that every object has (`apiVersion`, `kind`, `metadata`) are only named. A kind that is not
-        /// built in has the schema `null`.
-        pub fn core_schema(group: &str, kind: &str) -> &'static Value {
-            match (group, kind) {
-                $(($group, $kind) => {
-                    static SCHEMA: LazyLock<Value> = LazyLock::new(|| parse(source($group, $kind)));
-                    &SCHEMA
-                })*
-                _ => &Value::Null,
-            }
-        }
-
-        /// The text of that schema.
+        /// The text of the structural schema of a built-in kind.
         pub fn source(group: &str, kind: &str) -> &'static str {
             match (group, kind) {
                 $(($group, $kind) => include_str!(concat!("schemas/", $file)),)*
@@ -51,9 +35,13 @@ schemas! {
     "authorization.k8s.io" "SelfSubjectAccessReview" "selfsubjectaccessreview.yaml"
 }
 
-/// The files are part of the program and tested: one that cannot be read is no schema.
-fn parse(text: &str) -> Value {
-    serde_saphyr::from_str(text).unwrap_or_default()
+/// The structural schema of a built-in kind, with descriptions; it is read anew at each call and not kept.
+///
+/// Fields that every object has (`apiVersion`, `kind`, `metadata`) are only named. A kind that is not built in has
+/// the schema `null`.
+pub fn core_schema(group: &str, kind: &str) -> Value {
+    // The files are part of the program and tested: one that cannot be read is no schema.
+    serde_saphyr::from_str(source(group, kind)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -69,9 +57,9 @@ mod tests {
             let schema = core_schema(group, kind);
             let name = format!("{kind} of {group:?}");
             assert!(schema.is_object(), "{name}");
-            let errors = Schema::compile(schema, "").err().unwrap_or_default();
+            let errors = Schema::compile(&schema, "").err().unwrap_or_default();
             assert!(errors.is_empty(), "{name}: {errors:?}");
-            assert_described(schema, &name);
+            assert_described(&schema, &name);
         }
     }
 

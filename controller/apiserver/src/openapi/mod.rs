@@ -69,7 +69,7 @@ pub fn document(registry: &Registry, group: &str, version: &str, definitions: &[
     for (resource, of_version) in served(registry, group, version) {
         let source = match resource.core {
             Some(_) => core::core_schema(group, &resource.kind),
-            None => definition_schema(definitions, group, version, &resource.plural),
+            None => definition_schema(definitions, group, version, &resource.plural).clone(),
         };
         schemas.add(resource, of_version, source);
         paths::resource(&mut operations, resource, of_version);

@@ -29,7 +29,7 @@ impl Schemas {
     }
 
     /// A kind and its list; `source` is its structural schema.
-    pub fn add(&mut self, resource: &Resource, version: &Version, source: &Value) {
+    pub fn add(&mut self, resource: &Resource, version: &Version, source: Value) {
         self.scale |= version.scale.is_some();
         let mut schema = self.object(&resource.kind, source);
         // Lists of core/v1 say how strategic patches merge them: kubectl reads it here.
@@ -78,10 +78,9 @@ impl Schemas {
         json!({"group": self.group, "version": self.version, "kind": kind})
     }
 
-    fn object(&self, kind: &str, source: &Value) -> Value {
-        let mut schema = source.clone();
-        name_alternatives(&mut schema);
-        let mut schema = match schema {
+    fn object(&self, kind: &str, mut source: Value) -> Value {
+        complete(&mut source);
+        let mut schema = match source {
             Value::Object(schema) => schema,
             _ => Map::new(),
         };
@@ -90,18 +89,7 @@ impl Schemas {
             Some(Value::Object(properties)) => properties,
             _ => Map::new(),
         };
-        properties.insert(
-            "apiVersion".into(),
-            described("Group and version of this form of the object."),
-        );
-        properties.insert("kind".into(), described("Kind of the object."));
-        properties.insert(
-            "metadata".into(),
-            json!({
-                "description": "Name, labels and what else all objects have.",
-                "allOf": [reference(&meta("ObjectMeta"))],
-            }),
-        );
+        common(&mut properties);
         schema.insert("properties".into(), properties.into());
         schema.insert(
             "x-kubernetes-group-version-kind".into(),
@@ -133,6 +121,22 @@ fn described(text: &str) -> Value {
     json!({"description": text, "type": "string"})
 }
 
+/// The fields of every object.
+fn common(properties: &mut Map<String, Value>) {
+    properties.insert(
+        "apiVersion".into(),
+        described("Group and version of this form of the object."),
+    );
+    properties.insert("kind".into(), described("Kind of the object."));
+    properties.insert(
+        "metadata".into(),
+        json!({
+            "description": "Name, labels and what else all objects have.",
+            "allOf": [reference(&meta("ObjectMeta"))],
+        }),
+    );
+}
+
 /// Calls `change` for a schema and all below.
 fn walk(schema: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value>)) {
     let Some(map) = schema.as_object_mut() else { return };
@@ -148,12 +152,19 @@ fn walk(schema: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value>)) {
     }
 }
 
-/// Says in OpenAPI's own words what `x-kubernetes-int-or-string` says.
-fn name_alternatives(schema: &mut Value) {
+/// Says in OpenAPI's own words what structural schemas leave to their extensions.
+fn complete(schema: &mut Value) {
     walk(schema, &mut |map| {
-        if map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        let is = |map: &Map<String, Value>, name: &str| map.get(name) == Some(&Value::Bool(true));
+        if is(map, "x-kubernetes-int-or-string") {
             map.entry("anyOf")
                 .or_insert_with(|| json!([{"type": "integer"}, {"type": "string"}]));
+        }
+        if is(map, "x-kubernetes-embedded-resource") {
+            let properties = map.entry("properties").or_insert_with(|| json!({}));
+            if let Some(properties) = properties.as_object_mut() {
+                common(properties);
+            }
         }
     });
 }

@@ -203,6 +203,28 @@ fn our_own_kinds_keep_their_structural_schemas() {
 }
 
 #[test]
+fn what_extensions_say_is_said_in_plain_openapi_too() {
+    let mut definition = recorded_definition();
+    let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    schema["properties"]["spec"]["properties"]["template"] = json!({
+        "type": "object",
+        "x-kubernetes-embedded-resource": true,
+        "x-kubernetes-preserve-unknown-fields": true,
+    });
+    let documents = documents(&[definition]);
+    let schemas = &documents["apis/vm.example.com/v1alpha1"]["components"]["schemas"];
+    let spec = &schemas["com.example.vm.v1alpha1.VirtualMachine"]["properties"]["spec"]["properties"];
+    assert_eq!(
+        spec["template"]["properties"]["metadata"]["allOf"][0],
+        reference(&meta("ObjectMeta"))
+    );
+    assert_eq!(
+        spec["memory"]["anyOf"],
+        json!([{"type": "integer"}, {"type": "string"}])
+    );
+}
+
+#[test]
 fn kubectl_finds_field_validation_for_every_stored_kind() {
     let definitions = own_definitions();
     let documents = documents(&definitions);

@@ -101,7 +101,7 @@ fn resource(core: Core, group: &str, plural: &str, kind: &str, namespaced: bool,
             selectable: selectable.iter().map(|s| (*s).to_owned()).collect(),
             columns: Vec::new(),
             // A test compiles them all.
-            schema: Schema::compile(core_schema(group, kind), "").ok().map(Arc::new),
+            schema: Schema::compile(&core_schema(group, kind), "").ok().map(Arc::new),
             deprecation: None,
         }],
         stored_as,

@@ -14,7 +14,7 @@ struct Kind {
 
 impl Kind {
     fn new(core: Core, group: &'static str, kind: &'static str) -> Kind {
-        let schema = Schema::compile(core_schema(group, kind), "").unwrap();
+        let schema = Schema::compile(&core_schema(group, kind), "").unwrap();
         Kind {
             core,
             group,
