@@ -15,7 +15,7 @@ use crate::pulls::identity::{Proof, hash, image_id, is_digest, kernel_id, regist
 use crate::pulls::manager::Manager;
 use crate::pulls::work::{Job, KernelPaths, Work};
 use crate::store::record::Artefact;
-use crate::store::{Id, OpenError, Store};
+use crate::store::{Id, OpenError, Policy, Space, Store};
 use crate::types::{
     ArtefactKind, Cached, Config, Credential, Failure, ImageDisk, ImageWant, Interest, KernelFiles, KernelWant,
     ResolveWant, Resolved, Source, State, Waiting,
@@ -210,6 +210,22 @@ impl Artifacts {
     /// Of the disk; what was removed until then stays removed.
     pub async fn collect(&self, older_than: Duration) -> Result<Vec<Cached>, PullError> {
         self.on_disk(move |store| store.collect(older_than)).await
+    }
+
+    /// Removes what a policy says, by the space that there is, and says what.
+    ///
+    /// # Errors
+    /// Of the disk; what was removed until then stays removed.
+    pub async fn collect_by(&self, policy: Policy) -> Result<Vec<Cached>, PullError> {
+        self.on_disk(move |store| store.collect_by(&policy)).await
+    }
+
+    /// The file system that the store is on.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn space(&self) -> Result<Space, PullError> {
+        self.on_disk(|store| store.space()).await
     }
 
     /// Cancels all pulls and returns when they have ended. Everything asked for afterwards fails.

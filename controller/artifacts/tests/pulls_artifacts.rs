@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use vmlet_artifacts::error::{PullError, Reason};
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pulls::work::{BuiltImage, BuiltKernel, Job, Output, Work, WorkContext};
+use vmlet_artifacts::store::Policy;
 use vmlet_artifacts::types::*;
 
 /// A registry and pipeline in one: references that start with `private/` want the password `right`.
@@ -21,6 +22,8 @@ struct Scripted {
     hang: AtomicBool,
     panic_with_thread: AtomicBool,
     thread_ended: Arc<AtomicBool>,
+    /// A thread that takes its time after a cancellation: it ends when this is told, or after a moment.
+    slow_thread: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 fn digest() -> String {
@@ -72,6 +75,20 @@ impl Work for Hand {
                     ended.store(true, Ordering::SeqCst);
                 });
                 panic!("scripted panic");
+            }
+            let slow = script.slow_thread.lock().unwrap().take();
+            if let Some(told) = slow {
+                let (cancel, ended) = (cx.cancel.clone(), script.thread_ended.clone());
+                cx.spawn_blocking(move || {
+                    while !cancel.is_cancelled() {
+                        std::thread::yield_now();
+                    }
+                    // Told means that somebody took the pull for ended.
+                    let too_early = told.recv_timeout(Duration::from_millis(300)).is_ok();
+                    ended.store(!too_early, Ordering::SeqCst);
+                });
+                cx.cancel.cancelled().await;
+                return Err(PullError::cancelled());
             }
             if what != "resolve" {
                 fs::write(cx.dir.join("data"), b"half").map_err(|e| PullError::io("test", &e))?;
@@ -299,6 +316,27 @@ async fn a_panicking_pull_is_over_only_when_its_threads_have_ended() {
 }
 
 #[tokio::test]
+async fn a_cancelled_pull_is_over_only_when_its_threads_have_ended() {
+    let temp = tempfile::tempdir().unwrap();
+    let b = open(temp.path()).await;
+    let (tell, told) = std::sync::mpsc::channel();
+    *b.script.slow_thread.lock().unwrap() = Some(told);
+    let mut want = image("debian", None);
+    want.digest = Some(digest());
+    assert!(matches!(
+        b.artifacts.ensure_image(&who("vm"), want).await,
+        State::Waiting(_)
+    ));
+    while b.script.log().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    b.artifacts.shutdown().await;
+    let _ = tell.send(());
+    assert!(b.script.thread_ended.load(Ordering::SeqCst));
+    assert_eq!(leftovers(temp.path()), 0);
+}
+
+#[tokio::test]
 async fn what_is_unpinned_can_be_collected_and_is_made_again_when_wanted() {
     let temp = tempfile::tempdir().unwrap();
     let mut b = open(temp.path()).await;
@@ -312,6 +350,33 @@ async fn what_is_unpinned_can_be_collected_and_is_made_again_when_wanted() {
     assert_eq!(b.artifacts.collect(Duration::ZERO).await.unwrap().len(), 1);
     ready(b.settled("vm", image("debian", None)).await);
     assert_eq!(b.script.log().len(), 2);
+}
+
+#[tokio::test]
+async fn a_policy_removes_what_it_chooses_and_never_what_is_pinned() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut b = open(temp.path()).await;
+    ready(b.settled("vm", image("debian", None)).await);
+    // A disk that is always too full, and nothing that is too young.
+    let policy = Policy {
+        min_age: Duration::ZERO,
+        high_percent: 0,
+        low_percent: 0,
+        ..Policy::default()
+    };
+    assert!(
+        b.artifacts.collect_by(policy.clone()).await.unwrap().is_empty(),
+        "it is pinned"
+    );
+    b.artifacts.unpin(&who("vm")).await.unwrap();
+    assert!(
+        b.artifacts.collect_by(Policy::default()).await.unwrap().is_empty(),
+        "it is too young"
+    );
+    assert_eq!(b.artifacts.collect_by(policy).await.unwrap().len(), 1);
+    assert!(b.artifacts.inventory().await.is_empty());
+    let space = b.artifacts.space().await.unwrap();
+    assert!(space.total >= space.free && space.total > 0, "{space:?}");
 }
 
 #[tokio::test]

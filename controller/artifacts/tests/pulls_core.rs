@@ -87,10 +87,17 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What somebody wants, what it brought, and whether it has its answer.
+struct Want {
+    key: Key,
+    offer: u8,
+    answered: bool,
+}
+
 /// What an onlooker knows: who wants what, and which runs are alive.
 #[derive(Default)]
 struct Model {
-    wants: BTreeMap<Asker, Key>,
+    wants: BTreeMap<Asker, Want>,
     runs: BTreeMap<RunId, (Key, bool)>,
     alarm: Option<Duration>,
 }
@@ -99,7 +106,7 @@ impl Model {
     fn wanting(&self, key: &Key) -> BTreeSet<String> {
         self.wants
             .iter()
-            .filter(|(_, k)| *k == key)
+            .filter(|(_, want)| want.key == *key && !want.answered)
             .map(|(a, _)| a.interest.0.clone())
             .collect()
     }
@@ -132,7 +139,7 @@ impl Model {
     }
 
     fn check(&self, core: &TestCore, now: Duration) {
-        let mut known: BTreeSet<&Key> = self.wants.values().collect();
+        let mut known: BTreeSet<&Key> = self.wants.values().map(|want| &want.key).collect();
         known.extend(self.runs.values().map(|(k, _)| k));
         assert_eq!(core.len(), known.len(), "S7: entries that nobody wants");
         for (key, cancelled) in self.runs.values() {
@@ -142,9 +149,15 @@ impl Model {
             );
         }
         let mut earliest = None;
-        for key in self.wants.values() {
+        for (asker, Want { key, answered, .. }) in &self.wants {
             let alive = self.runs.values().any(|(k, _)| k == key);
-            match core.view(key).expect("a wanted key is known") {
+            let view = core.view(asker).expect("who wants something is known");
+            assert_eq!(
+                *answered,
+                matches!(view, View::Ready(_)),
+                "an answer stays with who got it, and is nobody else's: {asker:?}"
+            );
+            match view {
                 View::Queued { .. } if !alive => {
                     let busy = self.runs.values().filter(|(k, _)| k.lane() == key.lane()).count();
                     let slots = if key.lane() == Lane::Resolve {
@@ -168,7 +181,7 @@ impl Model {
     fn done(&mut self, core: &mut TestCore, now: Duration, run: RunId, result: Result<u32, PullError>) {
         let (key, cancelled) = self.runs.remove(&run).expect("alive");
         let waiting = self.wanting(&key);
-        let failed = result.clone().err();
+        let (succeeded, failed) = (result.is_ok(), result.clone().err());
         let effects = core.handle(now, Input::Done { run, result });
         let woken = wakes(&effects);
         let unique: BTreeSet<String> = woken.iter().cloned().collect();
@@ -179,8 +192,11 @@ impl Model {
         } else if !next_offer {
             assert_eq!(unique, waiting, "L1: all who wait are told");
         }
-        if core.view(&key).is_none() {
-            self.wants.retain(|_, k| *k != key);
+        if succeeded && !cancelled {
+            self.wants.retain(|_, want| want.key != key || key.keeps_result());
+            for want in self.wants.values_mut().filter(|want| want.key == key) {
+                want.answered = true;
+            }
         }
         self.see(&effects);
     }
@@ -207,7 +223,10 @@ proptest! {
             match op {
                 Op::Ensure(who, what, how) => {
                     let key = key(what);
-                    model.wants.insert(asker(who, &key), key.clone());
+                    let same = model.wants.get(&asker(who, &key)).filter(|want| want.key == key && want.offer == how);
+                    let answered = same.is_some_and(|want| want.answered);
+                    let want = Want { key: key.clone(), offer: how, answered };
+                    model.wants.insert(asker(who, &key), want);
                     let effects = core.handle(now, ensure(who, what, how));
                     model.see(&effects);
                 }
@@ -244,9 +263,9 @@ proptest! {
             }
             model.check(&core, now);
         }
-        for key in model.wants.values() {
-            let ready = matches!(core.view(key), Some(View::Ready(_)));
-            prop_assert!(ready, "L1: {key:?} never became ready: {:?}", core.view(key));
+        for asker in model.wants.keys() {
+            let ready = matches!(core.view(asker), Some(View::Ready(_)));
+            prop_assert!(ready, "L1: {asker:?} never got its answer: {:?}", core.view(asker));
         }
         // L8.
         let effects = core.handle(now, Input::Shutdown);
@@ -323,7 +342,7 @@ fn pauses_double_from_10_to_300_seconds_and_success_resets_them() {
                 result: err(Reason::Unavailable),
             },
         );
-        let Some(View::Paused { until, .. }) = core.view(&key(1)) else {
+        let Some(View::Paused { until, .. }) = core.view(&asker(0, &key(1))) else {
             panic!("not paused")
         };
         let pause = (until - now).as_secs_f64();
@@ -351,7 +370,7 @@ fn pauses_double_from_10_to_300_seconds_and_success_resets_them() {
             result: err(Reason::Unavailable),
         },
     );
-    let Some(View::Paused { until, .. }) = core.view(&key(1)) else {
+    let Some(View::Paused { until, .. }) = core.view(&asker(0, &key(1))) else {
         panic!("not paused")
     };
     assert!(until - now <= secs(11));
@@ -371,7 +390,7 @@ fn a_terminal_error_backs_off_slowly_from_the_first_time() {
     let Some(View::Paused {
         until,
         error: Some(error),
-    }) = core.view(&key(1))
+    }) = core.view(&asker(0, &key(1)))
     else {
         panic!("not failed")
     };
@@ -394,7 +413,7 @@ fn a_retry_after_holds_for_the_whole_registry_and_for_no_other() {
         starts(&core.handle(secs(1), ensure(1, 2, 2))).is_empty(),
         "offers 0 and 2 share a registry"
     );
-    assert!(matches!(core.view(&key(2)), Some(View::Paused { until, error: None }) if until == secs(120)));
+    assert!(matches!(core.view(&asker(1, &key(2))), Some(View::Paused { until, error: None }) if until == secs(120)));
     assert_eq!(starts(&core.handle(secs(1), ensure(2, 5, 1))).len(), 1);
     // An absurd value is capped.
     let mut core = TestCore::new(SLOTS, 0);
@@ -411,7 +430,7 @@ fn a_retry_after_holds_for_the_whole_registry_and_for_no_other() {
             result: absurd,
         },
     );
-    assert!(matches!(core.view(&key(1)), Some(View::Paused { until, .. }) if until == LONGEST_RETRY_AFTER));
+    assert!(matches!(core.view(&asker(0, &key(1))), Some(View::Paused { until, .. }) if until == LONGEST_RETRY_AFTER));
 }
 
 #[test]
@@ -449,5 +468,95 @@ fn a_late_done_of_an_unknown_run_changes_nothing() {
         )
         .is_empty()
     );
-    assert!(matches!(core.view(&key(1)), Some(View::Running { run: RunId(1), .. })));
+    assert!(matches!(
+        core.view(&asker(0, &key(1))),
+        Some(View::Running { run: RunId(1), .. })
+    ));
+}
+
+#[test]
+fn a_newcomer_gets_a_fresh_answer_and_the_old_one_stays_with_who_has_it() {
+    let mut core = TestCore::new(SLOTS, 0);
+    let tag = key(0);
+    let done = |run, value| Input::Done {
+        run: RunId(run),
+        result: Ok(value),
+    };
+    core.handle(secs(0), ensure(0, 0, 0));
+    core.handle(secs(0), done(1, 1));
+    // The tag has moved since.
+    let effects = core.handle(secs(1), ensure(1, 0, 0));
+    assert_eq!(starts(&effects).len(), 1);
+    assert_eq!(core.view(&asker(0, &tag)), Some(View::Ready(1)));
+    assert!(matches!(core.view(&asker(1, &tag)), Some(View::Running { .. })));
+    assert_eq!(wakes(&core.handle(secs(1), done(2, 2))), ["uid1"]);
+    assert_eq!(core.view(&asker(0, &tag)), Some(View::Ready(1)));
+    assert_eq!(core.view(&asker(1, &tag)), Some(View::Ready(2)));
+    // Asking again with the same want costs nothing.
+    assert!(starts(&core.handle(secs(2), ensure(0, 0, 0))).is_empty());
+}
+
+#[test]
+fn a_fresh_run_is_cancelled_when_only_those_are_left_who_have_their_answer() {
+    let mut core = TestCore::new(SLOTS, 0);
+    core.handle(secs(0), ensure(0, 0, 0));
+    core.handle(
+        secs(0),
+        Input::Done {
+            run: RunId(1),
+            result: Ok(1),
+        },
+    );
+    core.handle(secs(1), ensure(1, 0, 0));
+    let release = Input::Release {
+        interest: Interest("uid1".into()),
+        slot: None,
+    };
+    assert!(
+        core.handle(secs(1), release)
+            .contains(&Effect::Cancel { run: RunId(2) })
+    );
+    let effects = core.handle(
+        secs(1),
+        Input::Done {
+            run: RunId(2),
+            result: err(Reason::Cancelled),
+        },
+    );
+    assert!(wakes(&effects).is_empty() && starts(&effects).is_empty());
+    assert_eq!(core.view(&asker(0, &key(0))), Some(View::Ready(1)));
+}
+
+#[test]
+fn when_the_one_who_might_do_better_has_left_the_back_off_goes_on() {
+    let mut core = TestCore::new(Slots { resolves: 1, pulls: 1 }, 0);
+    core.handle(secs(0), ensure(0, 1, 0));
+    let refused = Input::Done {
+        run: RunId(1),
+        result: err(Reason::Unauthorized),
+    };
+    core.handle(secs(0), refused);
+    // Another key takes the slot; a newcomer with credentials of its own waits for it, and leaves.
+    assert_eq!(starts(&core.handle(secs(1), ensure(1, 2, 1))).len(), 1);
+    core.handle(secs(2), ensure(2, 1, 9));
+    let release = Input::Release {
+        interest: Interest("uid2".into()),
+        slot: None,
+    };
+    core.handle(secs(3), release);
+    let effects = core.handle(
+        secs(4),
+        Input::Done {
+            run: RunId(2),
+            result: Ok(1),
+        },
+    );
+    assert!(
+        starts(&effects).is_empty(),
+        "the refused credentials are not tried again at once"
+    );
+    let Some(View::Paused { until, .. }) = core.view(&asker(0, &key(1))) else {
+        panic!("not paused")
+    };
+    assert!(until >= secs(270), "{until:?}");
 }

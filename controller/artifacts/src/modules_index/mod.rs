@@ -13,8 +13,8 @@ use std::io::{self, Read};
 use elf::Module;
 use trie::Index;
 
-/// The largest module that is read, in bytes, unpacked.
-const MAX_MODULE: u64 = 64 << 20;
+/// The largest file that is read, in bytes, unpacked.
+const MAX_FILE: u64 = 64 << 20;
 
 /// Collects a kernel's modules and makes its index files.
 #[derive(Debug, Default)]
@@ -39,20 +39,27 @@ struct Known {
 }
 
 impl Indexer {
-    /// Takes in a file of the package; `path` is below `lib/modules/VERSION`. What is of no interest is not read.
+    /// Takes in a file of the package; `path` is below `lib/modules/VERSION`. What is of no interest is not
+    /// read, and a module that is none is left out: nobody could load it.
     ///
     /// # Errors
-    /// Those of `content`, and what cannot be a module: the message says why.
+    /// Those of `content`.
     pub fn file(&mut self, path: &str, size: u64, content: &mut dyn Read) -> io::Result<()> {
+        let mut all = || {
+            let mut bytes = Vec::new();
+            content.take(size.min(MAX_FILE)).read_to_end(&mut bytes).map(|_| bytes)
+        };
         match path {
             "modules.dep" => self.indexed = true,
-            "modules.order" => self.order = lines(&text(content, size)?),
-            "modules.builtin" => self.builtin = lines(&text(content, size)?),
-            "modules.builtin.modinfo" => self.builtin_info = text(content, size)?,
-            _ if module_name(path).is_some() => {
-                let known = module(path, size, content)
-                    .map_err(|error| io::Error::new(error.kind(), format!("module {path}: {error}")))?;
-                self.modules.push(known);
+            "modules.order" => self.order = lines(&all()?),
+            "modules.builtin" => self.builtin = lines(&all()?),
+            "modules.builtin.modinfo" => self.builtin_info = all()?,
+            _ if module_name(path).is_some() && size <= MAX_FILE => {
+                let packed = all()?;
+                match module(path, packed) {
+                    Some(known) => self.modules.push(known),
+                    None => tracing::warn!("{path:?} is no kernel module: it is not indexed"),
+                }
             }
             _ => {}
         }
@@ -192,25 +199,20 @@ fn load_order<'a>(
     order.push(module);
 }
 
-fn module(path: &str, size: u64, content: &mut dyn Read) -> io::Result<Known> {
-    let bytes = unpacked(path, size, content)?;
-    let bad = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is no ELF object with a .modinfo section",
-        )
-    };
-    let module = Module::parse(&bytes).ok_or_else(bad)?;
-    let info = module.info().ok_or_else(bad)?;
+/// None: it is no module.
+fn module(path: &str, packed: Vec<u8>) -> Option<Known> {
+    let bytes = unpacked(path, packed)?;
+    let module = Module::parse(&bytes)?;
+    let info = module.info()?;
     // A value must not make two lines of one, nor an alias two words.
     let all = |wanted: &str| -> Vec<&str> {
         let values = info.iter().filter(|(key, _)| *key == wanted).map(|(_, value)| *value);
         values.filter(|value| !value.contains(['\n', '\r'])).collect()
     };
     let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect::<Vec<_>>();
-    Ok(Known {
+    Some(Known {
         path: path.to_owned(),
-        name: module_name(path).unwrap_or_default(),
+        name: module_name(path)?,
         depends: all("depends")
             .iter()
             .flat_map(|value| value.split(','))
@@ -223,36 +225,16 @@ fn module(path: &str, size: u64, content: &mut dyn Read) -> io::Result<Known> {
     })
 }
 
-fn unpacked(path: &str, size: u64, content: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut packed = Vec::new();
-    let too_large = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("it is larger than {MAX_MODULE} bytes"),
-        )
-    };
-    if size > MAX_MODULE {
-        return Err(too_large());
-    }
-    content.take(size).read_to_end(&mut packed)?;
+fn unpacked(path: &str, packed: Vec<u8>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut limited = |reader: &mut dyn Read| reader.take(MAX_MODULE + 1).read_to_end(&mut bytes);
+    let mut limited = |reader: &mut dyn Read| reader.take(MAX_FILE + 1).read_to_end(&mut bytes).ok();
     match path.rsplit('.').next() {
         Some("gz") => limited(&mut flate2::read::MultiGzDecoder::new(packed.as_slice()))?,
         Some("xz") => limited(&mut lzma_rust2::XzReader::new(packed.as_slice(), true))?,
-        Some("zst") => limited(&mut zstd::stream::read::Decoder::new(packed.as_slice())?)?,
-        _ => return Ok(packed),
+        Some("zst") => limited(&mut zstd::stream::read::Decoder::new(packed.as_slice()).ok()?)?,
+        _ => return Some(packed),
     };
-    if bytes.len() as u64 > MAX_MODULE {
-        return Err(too_large());
-    }
-    Ok(bytes)
-}
-
-fn text(content: &mut dyn Read, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    content.take(size.min(MAX_MODULE)).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    (bytes.len() as u64 <= MAX_FILE).then_some(bytes)
 }
 
 fn lines(bytes: &[u8]) -> Vec<String> {

@@ -51,12 +51,13 @@ fn write_node(out: &mut Vec<u8>, entries: &[Entry<'_>], from: usize) -> u32 {
     let Some(((first, _), (last, _))) = entries.first().zip(entries.last()) else {
         return out.len() as u32;
     };
-    // Sorted: what the first and the last have in common they all have.
-    let common = first[from..]
-        .iter()
-        .zip(&last[from..])
-        .take_while(|(a, b)| a == b)
-        .count();
+    // Sorted: what the first and the last have in common they all have. depmod gives the root no prefix.
+    let pairs = first[from..].iter().zip(&last[from..]);
+    let common = if from == 0 {
+        0
+    } else {
+        pairs.take_while(|(a, b)| a == b).count()
+    };
     let end = from + common;
     let (own, below) = match entries {
         [(key, values), below @ ..] if key.len() == end => (Some(*values), below),

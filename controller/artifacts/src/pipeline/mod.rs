@@ -26,7 +26,7 @@ use crate::types::{Config, Limits};
 /// Changes whenever equal layers would give other bytes than before.
 const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
 /// The same for kernels.
-const KERNEL_LAYOUT: &str = "ext4-1;kernel-1";
+const KERNEL_LAYOUT: &str = "ext4-1;kernel-2";
 
 /// Does the jobs of the keyed pulls.
 pub struct Pipeline(std::sync::Arc<Inner>);

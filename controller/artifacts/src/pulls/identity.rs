@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use super::work::KernelPaths;
+use crate::reference::Reference;
 use crate::types::{Credential, Source};
 
 /// SHA-256 over length-prefixed parts, in hex: no two different lists give the same text.
@@ -56,10 +57,8 @@ pub fn registry_of(source: &Source) -> Option<String> {
             let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
             authority.rsplit_once('@').map_or(authority, |(_, host)| host)
         }
-        Source::Oci { reference, .. } => match reference.split_once('/') {
-            Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
-            _ => "docker.io",
-        },
+        // What is no reference has no registry; its resolve says so.
+        Source::Oci { reference, .. } => return Some(reference.parse::<Reference>().ok()?.registry),
     };
     Some(host.to_ascii_lowercase())
 }
@@ -159,7 +158,9 @@ mod tests {
         };
         assert_eq!(oci("debian:12").as_deref(), Some("docker.io"));
         assert_eq!(oci("library/debian").as_deref(), Some("docker.io"));
-        assert_eq!(oci("LOCALHOST:5000/a/b@sha256:00").as_deref(), Some("localhost:5000"));
+        assert_eq!(oci("LOCALHOST:5000/a/b:1").as_deref(), Some("localhost:5000"));
+        assert_eq!(oci("index.docker.io/library/debian").as_deref(), Some("docker.io"));
+        assert_eq!(oci("Not A Reference"), None);
         let http = Source::Http {
             url: "https://user@Host.example:8443/x?y@z".into(),
             sha256: String::new(),

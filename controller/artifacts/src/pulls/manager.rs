@@ -206,12 +206,12 @@ where
                 answer,
             } => {
                 self.input(Input::Ensure {
-                    asker,
-                    key: key.clone(),
+                    asker: asker.clone(),
+                    key,
                     offer,
                 });
                 // Without a view the core is closed; the dropped answer says so.
-                if let Some(view) = self.core.view(&key) {
+                if let Some(view) = self.core.view(&asker) {
                     let _ = answer.send(self.state(view));
                 }
             }

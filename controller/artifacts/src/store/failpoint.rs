@@ -6,13 +6,19 @@ pub fn step() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Tells a test what was done.
+#[cfg(not(test))]
+#[inline]
+pub fn done(_: &'static str, _: &std::path::Path) {}
+
 #[cfg(test)]
-pub use armed::{Mode, arm, disarm, step};
+pub use armed::{Mode, arm, disarm, done, step, take_done};
 
 #[cfg(test)]
 mod armed {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
     use std::io;
+    use std::path::{Path, PathBuf};
 
     /// What happens at the chosen operation.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +32,16 @@ mod armed {
     thread_local! {
         static ARMED: Cell<Option<(u32, Mode)>> = const { Cell::new(None) };
         static HIT: Cell<bool> = const { Cell::new(false) };
+        static DONE: RefCell<Vec<(&'static str, PathBuf)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub fn done(what: &'static str, path: &Path) {
+        DONE.with_borrow_mut(|all| all.push((what, path.to_path_buf())));
+    }
+
+    /// What this thread has done since the last call.
+    pub fn take_done() -> Vec<(&'static str, PathBuf)> {
+        DONE.take()
     }
 
     /// Chooses the operation, counted from 0.

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::failpoint::{Mode, arm, disarm};
+use super::failpoint::{Mode, arm, disarm, take_done};
 use super::record::{Artefact, Content};
 use super::{Id, Store};
 use crate::types::{ArtefactKind, ImageConfig, Interest};
@@ -341,4 +341,43 @@ fn a_vmm_without_privileges_can_reach_the_disk_but_not_list_the_store() {
     assert_eq!(mode(dir.parent().unwrap()), 0o711);
     assert_eq!(mode(&temp.path().join("artifacts/pins")), 0o700);
     assert_eq!(mode(&temp.path().join("artifacts/access.key")), 0o600);
+}
+
+#[test]
+fn what_is_published_is_durable_with_its_names_before_that_is_promised() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(&temp.path().join("artifacts"));
+    let making = store.begin(id(1), "sha256:d", "r.example/i").unwrap();
+    fs::write(making.dir.join("root.ext4"), BYTES).unwrap();
+    take_done();
+    let content = Content::Image {
+        disk: "root.ext4".into(),
+        content_hash: "sha256:c".into(),
+        config: ImageConfig::default(),
+    };
+    store.publish(&making, content, "anybody").unwrap();
+    let done = take_done();
+    let at = |what: &str, path: &Path| {
+        let found = done.iter().position(|(w, p)| *w == what && p == path);
+        found.unwrap_or_else(|| panic!("no {what} of {}: {done:?}", path.display()))
+    };
+    let target = store.published(&id(1));
+    let published = at("rename", &target);
+    for file in ["root.ext4", "record.json"] {
+        assert!(at("sync file", &making.dir.join(file)) < published, "{done:?}");
+    }
+    assert!(at("sync directory", &making.dir) < published, "{done:?}");
+    let parent = target.parent().unwrap();
+    assert!(
+        at("sync directory", parent) > published,
+        "the new name itself: {done:?}"
+    );
+    // And the same for a pin, which is what keeps it.
+    assert!(store.pin(&Interest("uid".into()), &id(1), "source").unwrap());
+    let done = take_done();
+    let (what, place) = done.last().unwrap();
+    assert_eq!(
+        (*what, place.file_name().unwrap().to_str()),
+        ("sync directory", Some("pins"))
+    );
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use super::failpoint::step;
+use super::failpoint::{done, step};
 
 /// Records are small; anything longer is not one of ours.
 const LONGEST_RECORD: u64 = 1 << 20;
@@ -24,7 +24,9 @@ pub fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 /// fsync of a directory: makes the names in it durable.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     step()?;
-    File::open(path)?.sync_all()
+    File::open(path)?.sync_all()?;
+    done("sync directory", path);
+    Ok(())
 }
 
 /// Writes a new file durably (but not yet its name: see [`sync_dir`]).
@@ -62,6 +64,7 @@ pub fn seal_files(dir: &Path) -> io::Result<()> {
         fs::set_permissions(entry.path(), Permissions::from_mode(0o444))?;
         step()?;
         File::open(entry.path())?.sync_all()?;
+        done("sync file", &entry.path());
     }
     Ok(())
 }
@@ -69,7 +72,9 @@ pub fn seal_files(dir: &Path) -> io::Result<()> {
 /// rename(2).
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     step()?;
-    fs::rename(from, to)
+    fs::rename(from, to)?;
+    done("rename", to);
+    Ok(())
 }
 
 /// Removes a file; one that is gone already is fine.

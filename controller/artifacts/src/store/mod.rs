@@ -21,6 +21,7 @@ mod faults;
 pub mod files;
 mod open;
 mod pins;
+pub mod policy;
 mod publish;
 pub mod record;
 
@@ -34,11 +35,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::types::{ArtefactKind, Cached, Interest};
 pub use open::{Found, OpenError};
+pub use policy::{Policy, Space};
 pub use publish::Pull;
 use record::{Artefact, PinRecord, Record};
 
-/// Blobs that nobody touched for this long are removed by [`Store::collect`].
-const OLD_BLOB: Duration = Duration::from_secs(24 * 3600);
+/// Blobs are kept for other images that share them, and for resumes: at least and at most for this long
+/// after their last use, as far as a collection comes by.
+const BLOB_AGES: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
 
 /// The kind and identity of an artefact.
 pub type Id = (ArtefactKind, String);
@@ -126,60 +129,86 @@ impl Store {
     /// What is published. In memory.
     pub fn inventory(&self) -> Vec<Cached> {
         let index = self.index();
-        let cached = |(id, entry): (&Id, &Entry)| Cached {
-            kind: id.0,
-            id: id.1.clone(),
-            digest: entry.record.digest.clone(),
-            source: entry.record.source.clone(),
-            allocated_bytes: entry.allocated,
-            users: index.users(id).cloned().collect(),
-            last_used: entry.last_used,
-        };
-        index.artefacts.iter().map(cached).collect()
+        let all = index.artefacts.iter();
+        all.map(|(id, entry)| cached(id, entry, index.users(id).cloned().collect()))
+            .collect()
     }
 
     /// Removes what nobody has pinned and nobody used for `older_than`, and says what. Blobs that
-    /// nobody touched for that long (at least a day) go as well.
+    /// nobody used for that long (but for at least two minutes, at most an hour) go as well.
     ///
     /// # Errors
     /// Of the disk; what was removed until then stays removed.
     pub fn collect(&self, older_than: Duration) -> io::Result<Vec<Cached>> {
+        self.remove_blobs(older_than.clamp(BLOB_AGES.0, BLOB_AGES.1))?;
+        let unused = self.inventory();
+        let unused = unused.into_iter().filter(|cached| cached.users.is_empty());
+        self.remove(unused.map(|cached| (cached.kind, cached.id)).collect(), older_than)
+    }
+
+    /// Removes what a policy says, and says what. Blobs go first where room is needed.
+    ///
+    /// # Errors
+    /// Of the disk; what was removed until then stays removed.
+    pub fn collect_by(&self, policy: &Policy) -> io::Result<Vec<Cached>> {
+        let crowded = policy.wanted(self.space()?) > 0;
+        self.remove_blobs(if crowded { BLOB_AGES.0 } else { BLOB_AGES.1 })?;
+        let wanted = policy.wanted(self.space()?);
+        let chosen = policy.choose(&self.inventory(), wanted, SystemTime::now());
+        self.remove(chosen, policy.min_age)
+    }
+
+    /// The file system that the store is on.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn space(&self) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(&self.0.dir)?;
+        Ok(Space {
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
+
+    /// Removes those that are still unused, and have been for `age`.
+    fn remove(&self, chosen: Vec<Id>, age: Duration) -> io::Result<Vec<Cached>> {
         if self.0.pins_lost {
             tracing::warn!("nothing is collected until the next start: a record of who uses what was unreadable");
             return Ok(Vec::new());
         }
         let now = SystemTime::now();
         let mut removed = Vec::new();
-        for cached in self.inventory() {
-            let id = (cached.kind, cached.id.clone());
+        for id in chosen {
             let trash = self.temp("trash");
-            {
+            let cached = {
                 // Pinning takes the same lock: a pin made since the inventory is seen here.
                 let mut index = self.index();
                 let unused = index.users(&id).next().is_none();
-                let old = index
-                    .artefacts
-                    .get(&id)
-                    .is_some_and(|e| e.last_used + older_than <= now);
-                if !(unused && old) {
+                let Some(entry) = index.artefacts.get(&id).filter(|e| unused && e.last_used + age <= now) else {
                     continue;
-                }
+                };
+                let cached = cached(&id, entry, Vec::new());
                 files::rename(&self.published(&id), &trash)?;
                 index.artefacts.remove(&id);
-            }
+                cached
+            };
             files::sync_dir(&self.kind_dir(id.0))?;
             files::remove_file(&self.access(&id))?;
             files::remove_all(&trash)?;
             removed.push(cached);
         }
-        let oldest = now - older_than.max(OLD_BLOB);
+        Ok(removed)
+    }
+
+    fn remove_blobs(&self, age: Duration) -> io::Result<()> {
+        let oldest = SystemTime::now() - age;
         for entry in std::fs::read_dir(self.blobs())?.flatten() {
             let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at < oldest);
             if old {
                 files::remove_all(&entry.path())?;
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -219,6 +248,18 @@ impl Index {
             .values()
             .filter(|p| p.kind == id.0 && p.id == id.1)
             .map(|p| &p.interest)
+    }
+}
+
+fn cached(id: &Id, entry: &Entry, users: Vec<Interest>) -> Cached {
+    Cached {
+        kind: id.0,
+        id: id.1.clone(),
+        digest: entry.record.digest.clone(),
+        source: entry.record.source.clone(),
+        allocated_bytes: entry.allocated,
+        users,
+        last_used: entry.last_used,
     }
 }
 

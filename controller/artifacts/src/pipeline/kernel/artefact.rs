@@ -1,7 +1,7 @@
 //! vmlet's kernel artefact: a kernel file and its modules, as two zstd blobs.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, Write};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use crate::layers::decode::decoder;
 use crate::layers::disk::DiskStore;
 use crate::layers::merge::{Layer, RecordKind, Tree};
 use crate::layers::{LayerError, show};
+use crate::modules_index::Indexer;
 use crate::pulls::work::{BuiltKernel, WorkContext};
 use crate::registry::manifest::{Descriptor, Manifest};
 use crate::types::{BootFormat, Limits};
@@ -212,24 +213,19 @@ fn unpack_modules(
         left: limits.uncompressed_bytes,
         failed: None,
     };
-    let made = modules_disk(&what, identity, dir, &mut input, version, limits);
+    let copied = io::copy(&mut input, &mut io::sink());
     if let Some(error) = input.failed.take() {
         return Err(local(error));
     }
-    made?;
+    copied.map_err(|error| failure::layer(&what, LayerError::Read(error)))?;
     let tar = input.copy.into_inner().map_err(|error| local(error.into_error()))?;
-    tar.sync_all().map_err(local)
+    tar.sync_all().map_err(local)?;
+    modules_disk(&what, identity, dir, version, limits)
 }
 
-/// A tar of `lib/modules/<version>` becomes a disk with what is below it.
-pub fn modules_disk(
-    what: &str,
-    identity: &str,
-    dir: &Path,
-    mut tar: impl Read,
-    version: &str,
-    limits: &Limits,
-) -> Result<(), PullError> {
+/// The tar of `lib/modules/<version>` in `dir` becomes a disk with what is below it, and with the index that
+/// `modprobe` needs.
+pub fn modules_disk(what: &str, identity: &str, dir: &Path, version: &str, limits: &Limits) -> Result<(), PullError> {
     let local = |error: io::Error| PullError::io(what, &error);
     let wrong = |error: LayerError| failure::layer(what, error);
     // Nothing is ever written to it.
@@ -241,16 +237,21 @@ pub fn modules_disk(
     let writer = Writer::create(file, options).map_err(|error| failure::store(what, error.into()))?;
     let mut store = DiskStore::new(writer);
     let mut entries = limits.entries;
-    let layer = read_layer(&mut tar, &mut store, limits, &mut entries).and_then(|layer| {
-        io::copy(&mut tar, &mut io::sink())
-            .map_err(LayerError::Read)
-            .map(|_| layer)
-    });
+    let tar = File::open(dir.join(MODULES_TAR)).map_err(local)?;
+    let layer = read_layer(
+        io::BufReader::with_capacity(256 << 10, &tar),
+        &mut store,
+        limits,
+        &mut entries,
+    );
     let layer = layer.map_err(wrong)?;
     let root = format!("lib/modules/{version}");
     only_below(&layer, &root).map_err(wrong)?;
     let mut tree = Tree::default();
     tree.apply(layer).map_err(wrong)?;
+    let index = index(&tar, &root).map_err(local)?;
+    let index = read_layer(&index[..], &mut store, limits, &mut entries).map_err(wrong)?;
+    tree.apply(index).map_err(wrong)?;
     for lost in tree.take_discarded() {
         crate::layers::apply::Store::discard(&mut store, lost).map_err(wrong)?;
     }
@@ -260,6 +261,33 @@ pub fn modules_disk(
         .finish_below(tree, top)
         .map_err(|error| failure::store(what, error))?;
     Ok(())
+}
+
+/// A tar with the index files of the modules in `tar`.
+fn index(mut tar: &File, root: &str) -> io::Result<Vec<u8>> {
+    tar.seek(io::SeekFrom::Start(0))?;
+    let mut indexer = Indexer::default();
+    let mut archive = tar::Archive::new(tar);
+    for entry in archive.entries_with_seek()? {
+        let mut entry = entry?;
+        let path = entry.path_bytes().into_owned();
+        let below = std::str::from_utf8(&path).ok().and_then(|path| {
+            let path = path.trim_start_matches("./").strip_prefix(root)?;
+            path.strip_prefix('/')
+        });
+        if let Some(below) = below.filter(|_| entry.header().entry_type().is_file()) {
+            let size = entry.size();
+            indexer.file(below, size, &mut entry)?;
+        }
+    }
+    let mut made = tar::Builder::new(Vec::new());
+    for (name, content) in indexer.finish() {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        made.append_data(&mut header, format!("{root}/{name}"), &content[..])?;
+    }
+    made.into_inner()
 }
 
 /// The tar goes into initrds as it is, so it may hold nothing but what it is for.

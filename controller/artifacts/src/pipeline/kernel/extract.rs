@@ -140,15 +140,7 @@ impl Extract {
                 .map_err(|error| local(error.into_error()))?
                 .sync_all()
                 .map_err(local)?;
-            let tar = File::open(self.dir.join(MODULES_TAR)).map_err(local)?;
-            modules_disk(
-                &what,
-                &self.identity,
-                &self.dir,
-                io::BufReader::new(tar),
-                version,
-                &self.limits,
-            )?;
+            modules_disk(&what, &self.identity, &self.dir, version, &self.limits)?;
         }
         std::fs::remove_file(&place).map_err(local)?;
         Ok(!empty)

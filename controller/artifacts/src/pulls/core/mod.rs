@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!                 first Ensure                slot free
-//!      (absent) ───────────────▶ Queued ─────────────────▶ Running ──success──▶ Ready (kept keys)
+//!      (absent) ───────────────▶ Queued ─────────────────▶ Running ──success──▶ Settled (kept keys)
 //!         ▲                       ▲  ▲ ▲                    │ │ │                or absent
 //!         │ last asker gone       │  │ └─next asker's offer─┘ │ │
 //!         ├───────────────────────┘  │                        │ └─failure──▶ Paused ──Timer──▶ Queued
 //!         │                          │ newcomer meanwhile     │ last asker gone
 //!         └────────Done──────── Cancelling ◀──────────────────┘
 //! ```
+//!
+//! In a settled key every asker has its answer. It keeps it until it leaves; a newcomer gets a run of its own,
+//! for an answer that somebody still holds may be old. "Asker" below is one without an answer.
 //!
 //! Invariants (tested in `tests/pulls_core.rs` under these names):
 //! S1 at most one run per key. S4 runs never exceed the lane's slots; a waiter holds none.
@@ -18,193 +21,20 @@
 //! L5 one asker's leaving disturbs no other. L6 a failure wakes each asker once, keys back off alone.
 //! L7 a failed or panicked key can be used again. L8 shutdown cancels all and starts nothing.
 
+mod pause;
+mod vocabulary;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::error::{Kind, PullError};
 use crate::types::Interest;
-
-/// The first pause after a transient failure; doubles with each further one.
-pub const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// The longest pause, and the pause after a terminal failure.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// The longest Retry-After that is believed.
-pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-
-/// What there is at most one run for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
-    /// A source, the wanted digest if any, and the asker's proof of access.
-    Resolve(String),
-    /// A disk identity.
-    Image(String),
-    /// A kernel identity.
-    Kernel(String),
-}
-
-/// Which slots a key competes for. Resolving is short and must not wait behind long pulls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// Resolves.
-    Resolve,
-    /// Images and kernels.
-    Pull,
-}
-
-impl Key {
-    /// The key's lane.
-    pub fn lane(&self) -> Lane {
-        match self {
-            Key::Resolve(_) => Lane::Resolve,
-            Key::Image(_) | Key::Kernel(_) => Lane::Pull,
-        }
-    }
-
-    /// Whether a result stays in memory while somebody wants it. Pulls leave theirs on disk.
-    pub fn keeps_result(&self) -> bool {
-        self.lane() == Lane::Resolve
-    }
-}
-
-/// An interest may want several things at a time: one per slot. A new want in a slot replaces the old one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Slot {
-    /// The answer to a caller's own resolve.
-    Resolve,
-    /// The resolve on the way to an image.
-    ImageSource,
-    /// An image.
-    Image,
-    /// The resolve on the way to a kernel.
-    KernelSource,
-    /// A kernel.
-    Kernel,
-}
-
-/// One want of one interest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Asker {
-    /// Who.
-    pub interest: Interest,
-    /// For what.
-    pub slot: Slot,
-}
-
-/// What an asker brings to a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer<J> {
-    /// Identity of source and credentials. Equal ids would do the same work; a changed one is a changed want.
-    pub id: String,
-    /// The registry that the work would talk to; a Retry-After holds for all keys of a registry.
-    pub registry: Option<String>,
-    /// The work.
-    pub job: J,
-}
-
-/// Identity of one run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RunId(pub u64);
-
-/// What happens to the core. Times are since an arbitrary, fixed, monotonic start.
-#[derive(Clone, Debug)]
-pub enum Input<J, V> {
-    /// An asker wants a key. Replaces what it wanted before.
-    Ensure {
-        /// Who, for what.
-        asker: Asker,
-        /// The key.
-        key: Key,
-        /// What it brings.
-        offer: Offer<J>,
-    },
-    /// An interest wants nothing any more, or nothing in one slot.
-    Release {
-        /// Who.
-        interest: Interest,
-        /// Which slot; all when `None`.
-        slot: Option<Slot>,
-    },
-    /// A run has ended, with everything that belonged to it. A panic is an `Err` too.
-    Done {
-        /// Which.
-        run: RunId,
-        /// How.
-        result: Result<V, PullError>,
-    },
-    /// The armed time has come.
-    Timer,
-    /// Cancel everything and start nothing any more.
-    Shutdown,
-}
-
-/// What the owner of the core has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect<J> {
-    /// Start a run; answer with `Done`.
-    Start {
-        /// Its identity.
-        run: RunId,
-        /// Its key.
-        key: Key,
-        /// The work.
-        job: J,
-    },
-    /// Ask a run to stop; its `Done` is still awaited.
-    Cancel {
-        /// Which.
-        run: RunId,
-    },
-    /// Send `Timer` at this time, and forget any earlier `Arm`; `None` disarms.
-    Arm {
-        /// When.
-        at: Option<Duration>,
-    },
-    /// Tell an interest that something it asked for is ready or failed.
-    Wake {
-        /// Whom.
-        interest: Interest,
-    },
-}
-
-/// How far a key is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum View<V> {
-    /// Waits for a slot (or for a cancelled run to end).
-    Queued {
-        /// How many are before it.
-        position: usize,
-        /// The failure of the try before, if any.
-        before: Option<PullError>,
-    },
-    /// Being done.
-    Running {
-        /// The run, to look up its progress.
-        run: RunId,
-        /// The failure of the try before, if any.
-        before: Option<PullError>,
-    },
-    /// Waits for a time: after a failure, or (without one) because the registry asked for a pause.
-    Paused {
-        /// Until when.
-        until: Duration,
-        /// The failure.
-        error: Option<PullError>,
-    },
-    /// Here.
-    Ready(V),
-}
-
-/// How many runs there may be at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Slots {
-    /// Of resolves.
-    pub resolves: usize,
-    /// Of images and kernels together.
-    pub pulls: usize,
-}
+pub use pause::{FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER};
+use pause::{Random, jittered, pause_after};
+pub use vocabulary::{Asker, Effect, Input, Key, Lane, Offer, RunId, Slot, Slots, View};
 
 #[derive(Debug)]
-enum Phase<V> {
+enum Phase {
     Queued,
     Running {
         run: RunId,
@@ -217,20 +47,22 @@ enum Phase<V> {
         until: Duration,
         failed: bool,
     },
-    Ready(V),
+    Settled,
 }
 
 #[derive(Debug)]
-struct Party<J> {
+struct Party<J, V> {
     offer: Offer<J>,
     /// The lowest turn is tried next.
     turn: u64,
+    /// Of keys whose results are kept.
+    answer: Option<V>,
 }
 
 #[derive(Debug)]
 struct Entry<J, V> {
-    phase: Phase<V>,
-    parties: BTreeMap<Asker, Party<J>>,
+    phase: Phase,
+    parties: BTreeMap<Asker, Party<J, V>>,
     /// Offers that failed in this round for a reason of their own.
     refused: BTreeSet<String>,
     failures: u32,
@@ -258,7 +90,7 @@ pub struct Core<J, V> {
     registries: BTreeMap<String, Duration>,
     next_run: u64,
     next_turn: u64,
-    random: u64,
+    random: Random,
     armed: Option<Duration>,
     closed: bool,
 }
@@ -281,7 +113,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
             registries: BTreeMap::new(),
             next_run: 1,
             next_turn: 0,
-            random: seed,
+            random: Random(seed),
             armed: None,
             closed: false,
         }
@@ -314,9 +146,13 @@ impl<J: Clone, V: Clone> Core<J, V> {
         effects
     }
 
-    /// How far a key is; `None` when nobody wants it.
-    pub fn view(&self, key: &Key) -> Option<View<V>> {
+    /// How far an asker's want is; `None` when it wants nothing.
+    pub fn view(&self, asker: &Asker) -> Option<View<V>> {
+        let key = self.askers.get(asker)?;
         let entry = self.entries.get(key)?;
+        if let Some(answer) = entry.parties.get(asker).and_then(|party| party.answer.clone()) {
+            return Some(View::Ready(answer));
+        }
         let before = entry.error.clone();
         Some(match &entry.phase {
             Phase::Queued => {
@@ -326,13 +162,12 @@ impl<J: Clone, V: Clone> Core<J, V> {
                     before,
                 }
             }
-            Phase::Cancelling => View::Queued { position: 0, before },
+            Phase::Cancelling | Phase::Settled => View::Queued { position: 0, before },
             Phase::Running { run, .. } => View::Running { run: *run, before },
             Phase::Paused { until, .. } => View::Paused {
                 until: *until,
                 error: before,
             },
-            Phase::Ready(value) => View::Ready(value.clone()),
         })
     }
 
@@ -357,10 +192,15 @@ impl<J: Clone, V: Clone> Core<J, V> {
         }
         self.askers.insert(asker.clone(), key.clone());
         let turn = self.turn();
+        let party = |offer| Party {
+            offer,
+            turn,
+            answer: None,
+        };
         let Some(entry) = self.entries.get_mut(&key) else {
             let entry = Entry {
                 phase: Phase::Queued,
-                parties: BTreeMap::from([(asker, Party { offer, turn })]),
+                parties: BTreeMap::from([(asker, party(offer))]),
                 refused: BTreeSet::new(),
                 failures: 0,
                 error: None,
@@ -376,9 +216,11 @@ impl<J: Clone, V: Clone> Core<J, V> {
             return;
         }
         let id = offer.id.clone();
-        let changed = entry.parties.insert(asker, Party { offer, turn }).is_some();
-        let Phase::Paused { failed, .. } = entry.phase else {
-            return;
+        let changed = entry.parties.insert(asker, party(offer)).is_some();
+        let failed = match entry.phase {
+            Phase::Paused { failed, .. } => failed,
+            Phase::Settled => false,
+            _ => return,
         };
         // A changed want starts afresh; so does a newcomer whose own source or credentials may do better.
         let may_do_better =
@@ -400,7 +242,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
             return;
         };
         entry.parties.remove(asker);
-        if !entry.parties.is_empty() {
+        if entry.waiting().next().is_some() {
             return;
         }
         match entry.phase {
@@ -410,7 +252,12 @@ impl<J: Clone, V: Clone> Core<J, V> {
             }
             // Its run is still alive: the entry stays until `Done`.
             Phase::Cancelling => {}
-            Phase::Queued | Phase::Paused { .. } | Phase::Ready(_) => self.forget(&key),
+            _ if entry.parties.is_empty() => self.forget(&key),
+            Phase::Queued | Phase::Paused { .. } => {
+                entry.settle();
+                self.lane(key.lane()).queue.retain(|k| *k != key);
+            }
+            Phase::Settled => {}
         }
     }
 
@@ -424,6 +271,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
         let (offer, registry) = match &entry.phase {
             Phase::Running { offer, registry, .. } => (offer.clone(), registry.clone()),
             _ if entry.parties.is_empty() => return self.forget(&key),
+            _ if entry.waiting().next().is_none() => return entry.settle(),
             _ => {
                 // Somebody came while it was being cancelled: afresh, whatever the old run brought.
                 entry.phase = Phase::Queued;
@@ -438,10 +286,10 @@ impl<J: Clone, V: Clone> Core<J, V> {
             Ok(value) => {
                 effects.extend(wakes(entry));
                 if key.keeps_result() {
-                    entry.phase = Phase::Ready(value);
-                    entry.error = None;
-                    entry.failures = 0;
-                    entry.refused.clear();
+                    for party in entry.parties.values_mut() {
+                        party.answer.get_or_insert_with(|| value.clone());
+                    }
+                    entry.settle();
                 } else {
                     self.forget(&key);
                 }
@@ -469,14 +317,14 @@ impl<J: Clone, V: Clone> Core<J, V> {
             *until = (*until).max(now + wished);
         }
         let last_turn = self.turn();
-        let random = self.random();
+        let random = self.random.next();
         let Some(entry) = self.entries.get_mut(key) else { return };
         for party in entry.parties.values_mut().filter(|p| p.offer.id == offer) {
             party.turn = last_turn;
         }
         if error.reason.depends_on_asker() {
             entry.refused.insert(offer);
-            if entry.parties.values().any(|p| !entry.refused.contains(&p.offer.id)) {
+            if entry.waiting().any(|(_, p)| !entry.refused.contains(&p.offer.id)) {
                 entry.phase = Phase::Queued;
                 // It has had its turn in the queue already.
                 self.lane(key.lane()).queue.push_front(key.clone());
@@ -600,14 +448,20 @@ impl<J: Clone, V: Clone> Core<J, V> {
         self.next_turn += 1;
         self.next_turn
     }
+}
 
-    /// SplitMix64: enough to spread retries.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+impl<J, V> Entry<J, V> {
+    /// The askers that have no answer yet.
+    fn waiting(&self) -> impl Iterator<Item = (&Asker, &Party<J, V>)> {
+        self.parties.iter().filter(|(_, party)| party.answer.is_none())
+    }
+
+    /// Everybody has an answer.
+    fn settle(&mut self) {
+        self.phase = Phase::Settled;
+        self.error = None;
+        self.failures = 0;
+        self.refused.clear();
     }
 }
 
@@ -618,40 +472,23 @@ enum Pick<J> {
 
 /// The offer whose turn it is, among those not refused and whose registry wants no pause.
 fn pick<J: Clone, V>(entry: &Entry<J, V>, registries: &BTreeMap<String, Duration>) -> Pick<J> {
-    let pause = |p: &Party<J>| p.offer.registry.as_ref().and_then(|r| registries.get(r)).copied();
-    let willing = |p: &&Party<J>| !entry.refused.contains(&p.offer.id);
-    let free = entry.parties.values().filter(willing).filter(|p| pause(p).is_none());
+    let pause = |p: &Party<J, V>| p.offer.registry.as_ref().and_then(|r| registries.get(r)).copied();
+    let willing = || {
+        let parties = entry.waiting().map(|(_, party)| party);
+        parties.filter(|p| !entry.refused.contains(&p.offer.id))
+    };
+    let free = willing().filter(|p| pause(p).is_none());
     match free.min_by_key(|p| p.turn) {
         Some(party) => Pick::Offer(party.offer.clone()),
         // Without anyone willing (the one that was to be tried has left) the last pause goes on.
-        None => Pick::Wait(
-            entry
-                .parties
-                .values()
-                .filter(willing)
-                .filter_map(pause)
-                .min()
-                .unwrap_or(entry.due),
-        ),
+        None => Pick::Wait(willing().filter_map(pause).min().unwrap_or(entry.due)),
     }
 }
 
 fn wakes<J, V>(entry: &Entry<J, V>) -> Vec<Effect<J>> {
-    let interests: BTreeSet<&Interest> = entry.parties.keys().map(|a| &a.interest).collect();
+    let interests: BTreeSet<&Interest> = entry.waiting().map(|(a, _)| &a.interest).collect();
     interests
         .into_iter()
         .map(|i| Effect::Wake { interest: i.clone() })
         .collect()
-}
-
-/// The pause after the n-th failure in a row, before jitter.
-fn pause_after(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(10);
-    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
-}
-
-/// 90 % to 110 %.
-fn jittered(pause: Duration, random: u64) -> Duration {
-    let spread = pause.as_millis() as u64 / 5;
-    pause - Duration::from_millis(spread / 2) + Duration::from_millis(random % spread.max(1))
 }
