@@ -13,7 +13,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Config as ControllerConfig;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::predicates::{finalizers, generation};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::Config as WatchConfig;
@@ -30,7 +30,7 @@ use crate::dereference::Dereferencer;
 use crate::memory::Records;
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, FIELD_MANAGER, error_policy, reconcile};
-use crate::{identity, orphans, vmnode};
+use crate::{housekeeping, identity, orphans, vmnode};
 
 /// Most reconciles at once. Each makes a handful of API calls; more would only queue at the server.
 pub const CONCURRENCY: u16 = 8;
@@ -46,6 +46,8 @@ pub struct AgentConfig {
     pub facts: NodeFacts,
     /// Name of the node: VMs whose spec.nodeName is this are ours.
     pub node: String,
+    /// How long images and kernels are kept that nobody uses.
+    pub keep_unused: Duration,
 }
 
 /// What the agent tells of its node in VMNode.
@@ -138,7 +140,10 @@ impl Agent {
             instance: Some(config.node.clone()),
         };
         let cx = Context {
-            recorder: Recorder::new(client.clone(), reporter),
+            reporter,
+            node_object: Mutex::new(None),
+            disk: Mutex::new(None),
+            failures: Mutex::new(HashMap::new()),
             dereferencer: Dereferencer {
                 client: client.clone(),
                 artifacts,
@@ -195,6 +200,7 @@ impl Agent {
         });
         let images = reader.clone();
         let kernels = reader.clone();
+        let known = reader.clone();
         let controller = Controller::for_stream(stream, reader)
             .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
             .watches(
@@ -223,6 +229,11 @@ impl Agent {
 
         let heartbeat = tokio::spawn(beat(Arc::clone(&self.cx), self.config.facts.clone(), shutdown.clone()));
         let sweep = tokio::spawn(sweep(Arc::clone(&self.cx), shutdown.clone()));
+        let tidy = tokio::spawn({
+            let (cx, shutdown) = (Arc::clone(&self.cx), shutdown.clone());
+            let (dir, keep) = (self.config.data_dir.clone(), self.config.keep_unused);
+            async move { housekeeping::run(&cx, known, &dir, keep, shutdown).await }
+        });
         ready();
         while let Some(result) = controller.next().await {
             if let Err(error) = result {
@@ -231,6 +242,7 @@ impl Agent {
         }
         heartbeat.abort();
         sweep.abort();
+        tidy.abort();
         if shutdown.is_cancelled() {
             Ok(())
         } else {

@@ -11,7 +11,7 @@ use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
 use vmlet_crds::{Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, VirtualMachine, pull_secret_configs};
 
-use crate::memory::{Pin, PinnedSource};
+use crate::memory::Pin;
 
 /// How far an image or kernel is.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,9 +110,12 @@ pub struct Dereferencer {
     pub artifacts: Artifacts,
 }
 
+/// What the interests of VMs begin with; the uid follows.
+pub const VM_PREFIX: &str = "vm/";
+
 /// The name under which a VM asks for artefacts.
 pub fn interest(uid: &str) -> Interest {
-    Interest(format!("vm/{uid}"))
+    Interest(format!("{VM_PREFIX}{uid}"))
 }
 
 impl Dereferencer {
@@ -133,7 +136,7 @@ impl Dereferencer {
             .await?;
         let what = format!("image \"{name}\"");
         let (source, digest) = match (pinned, &object) {
-            (Some(pin), _) => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (Some(pin), _) => (pin.source.clone(), Some(pin.digest.clone())),
             (None, None) => {
                 let message =
                     format!("{what} does not exist in namespace \"{namespace}\": create it, or correct spec.imageRef");
@@ -166,7 +169,7 @@ impl Dereferencer {
         };
         let want = ImageWant {
             source: source.clone(),
-            digest: digest.clone(),
+            digest,
             credentials,
         };
         let state = self.artifacts.ensure_image(&interest(uid), want).await;
@@ -177,7 +180,7 @@ impl Dereferencer {
         };
         let pin = ready.as_ref().map(|disk| Pin {
             name: name.clone(),
-            source: PinnedSource::from(&source),
+            source,
             digest: disk.digest.clone(),
             version: String::new(),
         });
@@ -237,9 +240,9 @@ impl Dereferencer {
             .map(|digest| (source, digest))
         });
         let (source, digest) = match (current, usable_pin) {
-            (_, Some(pin)) if pinned_only => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (_, Some(pin)) if pinned_only => (pin.source.clone(), Some(pin.digest.clone())),
             (Some(Ok(current)), _) => current,
-            (_, Some(pin)) => (Source::from(&pin.source), Some(pin.digest.clone())),
+            (_, Some(pin)) => (pin.source.clone(), Some(pin.digest.clone())),
             (Some(Err(part)), None) => return Ok((Artifact::missing(part), Vec::new())),
             (None, None) => {
                 let message = format!(
@@ -270,7 +273,7 @@ impl Dereferencer {
         };
         let pin = ready.as_ref().map(|kernel| Pin {
             name,
-            source: PinnedSource::from(&source),
+            source,
             digest: kernel.digest.clone(),
             version: kernel.version.clone(),
         });
@@ -296,14 +299,16 @@ impl Dereferencer {
                 );
                 return Ok(Err(("SecretNotFound", message)));
             };
-            for value in secret.data.unwrap_or_default().values() {
-                let text = String::from_utf8_lossy(&value.0);
-                keys.extend(
-                    text.lines()
-                        .map(str::trim)
-                        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                        .map(str::to_owned),
-                );
+            let data = secret.data.unwrap_or_default();
+            match keys_of(data.iter().map(|(name, value)| (name.as_str(), value.0.as_slice()))) {
+                Ok(found) => keys.extend(found),
+                Err(why) => {
+                    let message = format!(
+                        "secret \"{name}\" in namespace \"{namespace}\" {why}: its values are authorized_keys files; `kubectl create secret generic {name} --from-file=KEY.pub` makes one",
+                        name = reference.name
+                    );
+                    return Ok(Err(("SecretUnusable", message)));
+                }
             }
         }
         Ok(Ok(keys))
@@ -344,6 +349,32 @@ impl Dereferencer {
             }
         }
         Ok(Ok(credentials))
+    }
+}
+
+/// The lines of authorized_keys files (sshd(8)) in a secret's values, or what is wrong with them. Never
+/// quotes a value: it is a secret.
+fn keys_of<'a>(values: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<Vec<String>, String> {
+    let mut keys = Vec::new();
+    for (name, value) in values {
+        let Ok(text) = std::str::from_utf8(value) else {
+            return Err(format!("holds no text under \"{name}\""));
+        };
+        if text.contains("PRIVATE KEY-----") {
+            return Err(format!(
+                "holds a private key under \"{name}\", where the public one belongs"
+            ));
+        }
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && !l.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
+    }
+    if keys.is_empty() {
+        Err("holds no key".to_owned())
+    } else {
+        Ok(keys)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::memory::Memory;
 use crate::status::{Sight, time, truncated};
 
 /// Longest note that the API takes, in bytes.
-const MAX_NOTE: usize = 1024;
+pub const MAX_NOTE: usize = 1024;
 
 /// An event to be published.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,6 +62,10 @@ pub fn recall(memory: &mut Memory, status: &VirtualMachineStatus) {
 pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
     let mut notes = Vec::new();
     let image = format!("image \"{}\"", sight.vm.spec.image_ref.name);
+    let kernel = match sight.kernel_name {
+        Some(name) => format!("kernel \"{name}\""),
+        None => "the kernel".to_owned(),
+    };
     let mut image_wait = memory.image_wait;
     let mut kernel_wait = memory.kernel_wait;
     pull(
@@ -77,7 +81,7 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
         &mut notes,
         memory,
         "kernel",
-        "kernel",
+        &kernel,
         sight.kernel,
         &mut kernel_wait,
         sight.now,
@@ -281,6 +285,7 @@ mod tests {
             decision,
             image,
             kernel: &Part::Idle { digest: None },
+            kernel_name: None,
             disk_problem: None,
             observation: None,
             restart_required: false,

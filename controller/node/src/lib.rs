@@ -15,8 +15,11 @@
 pub mod agent;
 mod dereference;
 mod events;
+#[cfg(test)]
+mod fake_api;
 mod guest;
 mod hostkey;
+pub mod housekeeping;
 mod identity;
 pub mod life;
 mod memory;
@@ -24,6 +27,8 @@ pub mod metrics;
 mod orphans;
 mod reconcile;
 mod status;
+#[cfg(test)]
+mod visits;
 mod vmnode;
 
 pub use agent::{Agent, AgentConfig, AgentError};

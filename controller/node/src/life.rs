@@ -128,7 +128,7 @@ fn after(s: &Situation, end: &End) -> Decision {
         },
         (RunStrategy::RerunOnFailure, Cause::Clean) => Decision::Complete { succeeded: true },
         _ => {
-            let until = end.at + backoff(s.failures);
+            let until = end.at + backoff(s.failures.max(1));
             if s.now >= until {
                 Decision::Start { declared: false }
             } else {

@@ -48,57 +48,12 @@ pub struct Pin {
     /// Name of the Image or Kernel object.
     pub name: String,
     /// Registry reference, URL or path.
-    pub source: PinnedSource,
+    pub source: Source,
     /// Digest of the manifest.
     pub digest: String,
     /// Kernel version; empty for images.
     #[serde(default)]
     pub version: String,
-}
-
-/// A [`Source`] as it is kept on disk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PinnedSource {
-    /// See [`Source::Oci`].
-    Oci {
-        /// The reference.
-        reference: String,
-        /// The platform.
-        platform: Option<String>,
-    },
-    /// See [`Source::Http`].
-    Http {
-        /// The URL.
-        url: String,
-        /// The sum.
-        sha256: String,
-    },
-    /// See [`Source::Path`].
-    Path {
-        /// The path.
-        path: String,
-    },
-}
-
-impl From<&Source> for PinnedSource {
-    fn from(source: &Source) -> Self {
-        match source.clone() {
-            Source::Oci { reference, platform } => Self::Oci { reference, platform },
-            Source::Http { url, sha256 } => Self::Http { url, sha256 },
-            Source::Path { path } => Self::Path { path },
-        }
-    }
-}
-
-impl From<&PinnedSource> for Source {
-    fn from(source: &PinnedSource) -> Self {
-        match source.clone() {
-            PinnedSource::Oci { reference, platform } => Self::Oci { reference, platform },
-            PinnedSource::Http { url, sha256 } => Self::Http { url, sha256 },
-            PinnedSource::Path { path } => Self::Path { path },
-        }
-    }
 }
 
 /// What is known of a VM: the record and what only this process needs.
@@ -183,6 +138,23 @@ impl Records {
         sync_dir(&self.dir)
     }
 
+    /// The uids of all records.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn uids(&self) -> std::io::Result<Vec<String>> {
+        let mut uids = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "json")
+                && let Some(uid) = path.file_stem().and_then(|s| s.to_str())
+            {
+                uids.push(uid.to_owned());
+            }
+        }
+        Ok(uids)
+    }
+
     /// Removes a record; that it is not there is fine.
     ///
     /// # Errors
@@ -216,7 +188,7 @@ mod tests {
             name: "a".into(),
             image: Some(Pin {
                 name: "i".into(),
-                source: PinnedSource::Path { path: "x".into() },
+                source: Source::Path { path: "x".into() },
                 digest: "sha256:1".into(),
                 version: String::new(),
             }),
@@ -224,6 +196,7 @@ mod tests {
         };
         records.store("u-1", &record).expect("stores");
         assert_eq!(records.load("u-1"), Some(record));
+        assert_eq!(records.uids().expect("lists"), ["u-1"]);
         records.remove("u-1").expect("removes");
         records.remove("u-1").expect("is gone already, which is fine");
         assert_eq!(records.load("u-1"), None);

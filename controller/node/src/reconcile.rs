@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
+use kube::runtime::events::{Event, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use vmlet_crds::{FINALIZER, VirtualMachine, VirtualMachineStatus, is_another_object, status_patch};
 use vmlet_machines::{Goal, Machines, Observation, Phase};
 
+use crate::agent::NodeCondition;
 use crate::dereference::{Dereferencer, Part, interest};
 use crate::guest::{Parts, fingerprint, machine_spec};
 use crate::life::{Cause, Decision, End, Life, Situation, decide, failures_after};
@@ -49,8 +51,14 @@ pub struct Context {
     pub memories: Mutex<HashMap<String, Memory>>,
     /// Names of the VMs by uid, for wake-ups.
     pub names: Mutex<HashMap<String, ObjectRef<VirtualMachine>>>,
-    /// Publishes events.
-    pub recorder: Recorder,
+    /// Who events are from.
+    pub reporter: Reporter,
+    /// This node's VMNode, once it has been written.
+    pub node_object: Mutex<Option<ObjectReference>>,
+    /// Whether the disk has space, once it was looked at.
+    pub disk: Mutex<Option<NodeCondition>>,
+    /// Failed visits in a row, by uid.
+    pub failures: Mutex<HashMap<String, u32>>,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -83,14 +91,31 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Acti
         .await
         .unwrap_or(Err(Error::Panicked));
     drop(timer);
+    if result.is_ok()
+        && let Some(uid) = vm.uid()
+    {
+        lock(&cx.failures).remove(&uid);
+    }
     result
 }
 
 /// What to do after a failed visit.
 pub fn error_policy(vm: Arc<VirtualMachine>, error: &Error, cx: Arc<Context>) -> Action {
     cx.metrics.reconcile_failed();
-    tracing::warn!(vm = %format!("{}/{}", vm.namespace().unwrap_or_default(), vm.name_any()), %error, "reconcile failed; tried again");
-    Action::requeue(Duration::from_secs(5))
+    let failures = {
+        let mut failures = lock(&cx.failures);
+        let count = failures.entry(vm.uid().unwrap_or_default()).or_default();
+        *count = count.saturating_add(1);
+        *count
+    };
+    let wait = retry_after(failures);
+    tracing::warn!(vm = %format!("{}/{}", vm.namespace().unwrap_or_default(), vm.name_any()), %error, failures, ?wait, "reconcile failed; tried again");
+    Action::requeue(wait)
+}
+
+/// Delay after the n-th failed visit in a row: 1 s, 2 s, 4 s ... 60 s. The client itself retries nothing.
+fn retry_after(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60))
 }
 
 async fn visit(vm: &VirtualMachine, cx: &Context) -> Result<Action, Error> {
@@ -176,6 +201,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
     };
     let mut disk_problem: Option<(&'static str, String)> = None;
     let mut keys_known = None;
+    let mut kernel_name = None;
     match decision {
         Decision::Start { .. } | Decision::Keep => {
             let starting = matches!(decision, Decision::Start { .. });
@@ -235,6 +261,12 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                     }
                 }
             }
+            kernel_name = vm
+                .spec
+                .kernel_ref
+                .as_ref()
+                .or_else(|| object.as_ref().and_then(|image| image.spec.kernel_ref.as_ref()))
+                .map(|reference| reference.name.clone());
             image = found_image.part;
             kernel = found_kernel.part;
         }
@@ -255,6 +287,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
         decision,
         image: &image,
         kernel: &kernel,
+        kernel_name: kernel_name.as_deref(),
         disk_problem: disk_problem
             .as_ref()
             .map(|(reason, message)| (*reason, message.as_str())),
@@ -286,11 +319,12 @@ fn life(observation: Option<&Observation>) -> Life {
         return Life::New;
     };
     match &observation.phase {
-        Phase::Absent | Phase::Deleted => Life::New,
+        Phase::Deleted => Life::New,
         Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } => Life::Alive,
         Phase::Stopping | Phase::Deleting => Life::Stopping,
         Phase::Unmanageable { .. } => Life::Unmanageable,
-        Phase::Stopped => match &observation.termination {
+        // A start that fails before anything was made leaves nothing on the host, and is an end all the same.
+        Phase::Stopped | Phase::Absent => match &observation.termination {
             Some(end) if end.run == observation.run => Life::Ended(End {
                 cause: cause(end.reason),
                 at: end.finished_at,
@@ -302,7 +336,7 @@ fn life(observation: Option<&Observation>) -> Life {
             // A run that was begun and of whose end nothing is known: whatever it was, it is over.
             _ if observation.run > 0 => Life::Ended(End {
                 cause: Cause::Failure,
-                at: SystemTime::now(),
+                at: observation.started_at.unwrap_or(SystemTime::UNIX_EPOCH),
                 lasted: Duration::ZERO,
             }),
             _ => Life::New,
@@ -368,6 +402,7 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
             decision: Decision::Watch,
             image: &idle,
             kernel: &idle,
+            kernel_name: None,
             disk_problem: None,
             observation: Some(observation),
             restart_required: false,
@@ -394,6 +429,8 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
 fn forget(uid: &str, cx: &Context) {
     lock(&cx.memories).remove(uid);
     lock(&cx.names).remove(uid);
+    lock(&cx.failures).remove(uid);
+    cx.machines.forget(uid);
 }
 
 /// Puts the finalizer on, before the first host resource. `false`: the object is not the one we know.
@@ -461,9 +498,16 @@ async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStat
 
 async fn publish(vm: &VirtualMachine, notes: Vec<events::Note>, cx: &Context) {
     for note in notes {
-        // An event that is lost (a namespace that goes away refuses it) harms nothing.
-        if let Err(error) = cx.recorder.publish(&note.to_event(), &vm.object_ref(&())).await {
-            tracing::debug!(vm = %vm.name_any(), reason = %note.reason, %error, "event was not published");
-        }
+        record(cx, &note.to_event(), &vm.object_ref(&())).await;
+    }
+}
+
+/// Publishes an event. Each gets a recorder of its own: a shared one takes events of one reason for a
+/// series of the first and drops the text of the others. What is due is told once anyway.
+pub async fn record(cx: &Context, event: &Event, about: &ObjectReference) {
+    let recorder = Recorder::new(cx.client.clone(), cx.reporter.clone());
+    // An event that is lost (a namespace that goes away refuses it) harms nothing.
+    if let Err(error) = recorder.publish(event, about).await {
+        tracing::debug!(about = ?about.name, reason = %event.reason, %error, "event was not published");
     }
 }

@@ -27,6 +27,8 @@ pub struct Sight<'a> {
     pub image: &'a Part,
     /// The kernel.
     pub kernel: &'a Part,
+    /// Name of the Kernel object, where one is named.
+    pub kernel_name: Option<&'a str>,
     /// What keeps the disk (or the configuration) from being made: reason and message.
     pub disk_problem: Option<(&'a str, &'a str)>,
     /// The machine.
@@ -211,8 +213,8 @@ fn running(sight: &Sight<'_>) -> (Verdict, Verdict) {
         return pair(FALSE, "NotStarted", "", FALSE, "NotRunning");
     };
     match &observation.phase {
-        Phase::Absent | Phase::Deleted => pair(FALSE, "NotStarted", "", FALSE, "NotRunning"),
-        Phase::Stopped => {
+        Phase::Deleted => pair(FALSE, "NotStarted", "", FALSE, "NotRunning"),
+        Phase::Absent | Phase::Stopped => {
             let (reason, message) = observation
                 .termination
                 .as_ref()
@@ -412,6 +414,7 @@ mod tests {
                 decision: self.decision,
                 image: &self.image,
                 kernel: &self.kernel,
+                kernel_name: Some("k"),
                 disk_problem: None,
                 observation: self.observation.as_ref(),
                 restart_required: false,

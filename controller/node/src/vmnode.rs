@@ -1,14 +1,15 @@
 //! The agent describes its node: VMNode, and a Lease beside it for the heartbeat. Images whose
 //! pullPolicy is Eager are kept present from here too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use vmlet_artifacts::types::{ArtefactKind, ImageWant, Interest};
 use vmlet_crds::{CachedArtifact, GROUP, Image, PullPolicy, VERSION, VMNode, VMNodeStatus, VmmFound};
@@ -34,7 +35,8 @@ pub async fn heartbeat(cx: &Context, facts: &NodeFacts, conditions: &mut Vec<Con
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api_version = format!("{GROUP}/{VERSION}");
     let meta = json!({"apiVersion": api_version, "kind": "VMNode", "metadata": {"name": cx.node, "labels": facts.labels}, "spec": {}});
-    api.patch(&cx.node, &params, &Patch::Apply(meta)).await?;
+    let node = api.patch(&cx.node, &params, &Patch::Apply(meta)).await?;
+    *cx.node_object.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.object_ref(&()));
 
     let status = status(cx, facts, conditions).await;
     *conditions = status.conditions.clone();
@@ -63,6 +65,7 @@ async fn status(cx: &Context, facts: &NodeFacts, before: &[Condition]) -> VMNode
     cx.metrics.set_running(i64::try_from(running).unwrap_or(i64::MAX));
     let mut cached = cx.dereferencer.artifacts.inventory().await;
     cached.sort_by_key(|c| std::cmp::Reverse(c.last_used));
+    let disk = cx.disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let amounts = |memory: u64| {
         BTreeMap::from([
             ("cpu".to_owned(), Quantity(facts.cpus.to_string())),
@@ -70,7 +73,7 @@ async fn status(cx: &Context, facts: &NodeFacts, before: &[Condition]) -> VMNode
         ])
     };
     VMNodeStatus {
-        conditions: facts.conditions.iter().map(|c| dated(c, before)).collect(),
+        conditions: facts.conditions.iter().chain(&disk).map(|c| dated(c, before)).collect(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         vmms: facts
             .vmms
@@ -122,15 +125,32 @@ fn dated(fact: &crate::agent::NodeCondition, before: &[Condition]) -> Condition 
     }
 }
 
+/// What the interests of eager images begin with; the Image's uid follows.
+const EAGER: &str = "eager/";
+
+/// Pins of eager images that are not there any more.
+fn let_go(pinners: Vec<Interest>, there: &BTreeSet<String>) -> Vec<Interest> {
+    pinners
+        .into_iter()
+        .filter(|who| who.0.strip_prefix(EAGER).is_some_and(|uid| !there.contains(uid)))
+        .collect()
+}
+
 /// Keeps present what is to be pulled eagerly on this node.
 ///
 /// # Errors
 /// When the API refuses or does not answer.
 pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
-    for image in Api::<Image>::all(cx.client.clone())
+    let images = Api::<Image>::all(cx.client.clone())
         .list(&ListParams::default())
-        .await?
-    {
+        .await?;
+    let there: BTreeSet<String> = images.iter().filter_map(ResourceExt::uid).collect();
+    for who in let_go(cx.dereferencer.artifacts.pinners().await, &there) {
+        if let Err(error) = cx.dereferencer.artifacts.unpin(&who).await {
+            tracing::warn!(who = who.0, %error, "an image that is gone could not be let go");
+        }
+    }
+    for image in images {
         let wanted = image.spec.pull_policy == PullPolicy::Eager
             && image
                 .spec
@@ -138,7 +158,7 @@ pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
                 .iter()
                 .all(|(k, v)| facts.labels.get(k) == Some(v));
         let Some(uid) = image.uid() else { continue };
-        let who = Interest(format!("eager/{uid}"));
+        let who = Interest(format!("{EAGER}{uid}"));
         if !wanted || image.metadata.deletion_timestamp.is_some() {
             if let Err(error) = cx.dereferencer.artifacts.unpin(&who).await {
                 tracing::warn!(image = %image.name_any(), %error, "an image that is no longer eager could not be let go");
@@ -168,4 +188,16 @@ pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
             .await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eager_image_that_was_deleted_is_let_go_and_nothing_else() {
+        let pins = ["eager/a", "eager/b", "vm/b"].map(|p| Interest(p.to_owned())).to_vec();
+        let there = BTreeSet::from(["a".to_owned()]);
+        assert_eq!(let_go(pins, &there), [Interest("eager/b".to_owned())]);
+    }
 }

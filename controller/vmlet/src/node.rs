@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use kube::Client;
@@ -142,6 +143,7 @@ pub async fn run_agent(
     let config = AgentConfig {
         data_dir: args.data_dir.clone(),
         node: name.clone(),
+        keep_unused: Duration::from_secs(u64::from(args.keep_unused_days) * 86400),
         facts: facts(args, &name, namespace, machines.facts()),
     };
     let agent = Agent::new(client, config, artifacts, machines, metrics)?;

@@ -104,5 +104,7 @@ pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
     config.default_retry = false;
     let builder = kube::client::ClientBuilder::try_from(config).context("client for the Kubernetes API")?;
     // Until the answer begins: watches go on for as long as they like.
-    Ok(builder.with_layer(&tower::timeout::TimeoutLayer::new(API_TIMEOUT)).build())
+    Ok(builder
+        .with_layer(&tower::timeout::TimeoutLayer::new(API_TIMEOUT))
+        .build())
 }

@@ -1,0 +1,212 @@
+//! A Kubernetes API for tests: objects in memory, by path, and a log of what was asked. It knows what the
+//! agent and the controller use: get, list, create, replace, JSON patch, merge and apply, delete.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+/// The API. Clones share their state.
+#[derive(Clone, Default)]
+pub struct FakeApi {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Value>,
+    log: Vec<(Method, String, Value)>,
+    version: u64,
+    answer: Option<(StatusCode, Value)>,
+}
+
+impl FakeApi {
+    /// A client that talks to it.
+    pub fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let bytes = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+                let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                let kind = parts
+                    .headers
+                    .get("content-type")
+                    .and_then(|v| v.to_str().ok())
+                    .unwrap_or("");
+                let (status, answer) = api.answer(&parts.method, parts.uri.path(), kind, body);
+                let response = Response::builder()
+                    .status(status)
+                    .header("content-type", "application/json")
+                    .body(Full::new(bytes::Bytes::from(answer.to_string())))
+                    .expect("a response");
+                Ok::<_, Infallible>(response)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on every request gets this answer; None: the true one.
+    pub fn always(&self, answer: Option<(StatusCode, Value)>) {
+        self.state().answer = answer;
+    }
+
+    /// Puts an object there, without a word in the log.
+    pub fn put(&self, path: &str, object: impl serde::Serialize) {
+        let object = serde_json::to_value(object).expect("JSON");
+        self.state().store(path, object);
+    }
+
+    /// Takes an object away.
+    pub fn remove(&self, path: &str) {
+        self.state().objects.remove(path);
+    }
+
+    /// An object.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.state().objects.get(path).cloned()
+    }
+
+    /// The requests since the last look, as `METHOD path`.
+    pub fn requests(&self) -> Vec<String> {
+        let log = std::mem::take(&mut self.state().log);
+        log.into_iter()
+            .map(|(method, path, _)| format!("{method} {path}"))
+            .collect()
+    }
+
+    /// Reason and note of all events, in order.
+    pub fn events(&self) -> Vec<(String, String)> {
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let mut events: Vec<_> = self
+            .state()
+            .objects
+            .iter()
+            .filter(|(path, _)| path.contains("/events/"))
+            .map(|(_, event)| (text(&event["eventTime"]), text(&event["reason"]), text(&event["note"])))
+            .collect();
+        events.sort();
+        events.into_iter().map(|(_, reason, note)| (reason, note)).collect()
+    }
+
+    fn answer(&self, method: &Method, path: &str, kind: &str, body: Value) -> (StatusCode, Value) {
+        let mut state = self.state();
+        state.log.push((method.clone(), path.to_owned(), body.clone()));
+        if let Some((code, answer)) = &state.answer {
+            return (*code, answer.clone());
+        }
+        let object = path.strip_suffix("/status").unwrap_or(path).to_owned();
+        match *method {
+            Method::GET => match state.objects.get(&object) {
+                Some(found) => (StatusCode::OK, found.clone()),
+                None if is_collection(&object) => (StatusCode::OK, state.list(&object)),
+                None => not_found(&object),
+            },
+            Method::POST => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                let object = format!("{object}/{name}");
+                if state.objects.contains_key(&object) {
+                    return failure(StatusCode::CONFLICT, "AlreadyExists", &name);
+                }
+                (StatusCode::CREATED, state.store(&object, body))
+            }
+            Method::PUT => match state.objects.get(&object) {
+                None => not_found(&object),
+                Some(old) if old["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] => {
+                    failure(StatusCode::CONFLICT, "Conflict", &object)
+                }
+                Some(_) => (StatusCode::OK, state.store(&object, body)),
+            },
+            Method::PATCH if kind.starts_with("application/json-patch") => {
+                let Some(mut new) = state.objects.get(&object).cloned() else {
+                    return not_found(&object);
+                };
+                let patch: json_patch::Patch = serde_json::from_value(body).expect("a JSON patch");
+                match json_patch::patch(&mut new, &patch) {
+                    Ok(()) => (StatusCode::OK, state.store(&object, new)),
+                    Err(_) => failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &object),
+                }
+            }
+            Method::PATCH => {
+                let mut new = state.objects.get(&object).cloned().unwrap_or(Value::Null);
+                json_patch::merge(&mut new, &body);
+                (StatusCode::OK, state.store(&object, new))
+            }
+            Method::DELETE => match state.objects.remove(&object) {
+                Some(old) => (StatusCode::OK, old),
+                None => not_found(&object),
+            },
+            _ => failure(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", path),
+        }
+    }
+}
+
+impl State {
+    fn store(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", self.version));
+        }
+        let meta = &object["metadata"];
+        let held = meta["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        if !meta["deletionTimestamp"].is_null() && !held {
+            self.objects.remove(path);
+        } else {
+            self.objects.insert(path.to_owned(), object.clone());
+        }
+        object
+    }
+
+    fn list(&self, collection: &str) -> Value {
+        let (group, plural) = collection.rsplit_once('/').unwrap_or_default();
+        let items: Vec<&Value> = self
+            .objects
+            .iter()
+            .filter(|(path, _)| {
+                let Some((parent, _)) = path.rsplit_once('/') else {
+                    return false;
+                };
+                parent == collection
+                    || (parent.starts_with(&format!("{group}/namespaces/")) && parent.ends_with(&format!("/{plural}")))
+            })
+            .map(|(_, object)| object)
+            .collect();
+        json!({"metadata": {"resourceVersion": self.version.to_string()}, "items": items})
+    }
+}
+
+/// Whether a path names all objects of a kind: the last word is a plural, not a name.
+fn is_collection(path: &str) -> bool {
+    let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let after_version = if words[0] == "api" { &words[2..] } else { &words[3..] };
+    match after_version.first() {
+        Some(&"namespaces") => after_version.len() == 3,
+        _ => after_version.len() == 1,
+    }
+}
+
+fn not_found(path: &str) -> (StatusCode, Value) {
+    failure(
+        StatusCode::NOT_FOUND,
+        "NotFound",
+        path.rsplit('/').next().unwrap_or_default(),
+    )
+}
+
+/// A `Status` as the real server sends it.
+pub fn failure(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+        "message": format!("\"{name}\": {reason}"), "code": code.as_u16(), "details": {"name": name}});
+    (code, status)
+}

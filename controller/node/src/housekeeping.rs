@@ -1,0 +1,270 @@
+//! What is on the node's disk and nobody needs: pins whose VM is gone, images and kernels that were not
+//! used for long. On a disk that is nearly full, "long" becomes short.
+//!
+//! Unknown is not dead: a pin falls only if its VM is in no watch, no record and no machine's directory.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::Store;
+use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::types::{ArtefactKind, Cached, Interest};
+use vmlet_crds::VirtualMachine;
+
+use crate::agent::NodeCondition;
+use crate::dereference::VM_PREFIX;
+use crate::reconcile::{Context, record};
+
+/// How often the free space is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// How often a disk with space enough is tidied, in looks.
+const TIDY: u32 = 60;
+/// What is kept even on a full disk: a VM that is just being made may be about to use it.
+const KEEP_WHEN_LOW: Duration = Duration::from_secs(300);
+/// No disk needs more free space than this, however large it is.
+const ENOUGH: u64 = 20 << 30;
+
+/// Free and total bytes of the file system below the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What an ordinary user may still use.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+impl Space {
+    /// Looks at the file system of `dir`.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn of(dir: &Path) -> std::io::Result<Self> {
+        let found = rustix::fs::statvfs(dir)?;
+        Ok(Self {
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+        })
+    }
+
+    /// Less than a tenth is left, and less than 20 GiB.
+    pub fn is_low(self) -> bool {
+        self.free < (self.total / 10).min(ENOUGH)
+    }
+}
+
+/// For how long something unused is kept.
+pub fn keep_for(space: Space, keep_unused: Duration) -> Duration {
+    if space.is_low() {
+        keep_unused.min(KEEP_WHEN_LOW)
+    } else {
+        keep_unused
+    }
+}
+
+/// Pins of VMs that nobody knows: neither the API's watch, nor a record, nor a machine's directory.
+pub fn stale(pinners: Vec<Interest>, known: &BTreeSet<String>) -> Vec<Interest> {
+    pinners
+        .into_iter()
+        .filter(|who| who.0.strip_prefix(VM_PREFIX).is_some_and(|uid| !known.contains(uid)))
+        .collect()
+}
+
+/// VMNode's word on its disk.
+pub fn condition(dir: &Path, space: Space) -> NodeCondition {
+    let low = space.is_low();
+    let message = if low {
+        format!(
+            "{} MiB of {} MiB are free below {}: free some space, or delete virtual machines, images and kernels; what nobody uses is removed already",
+            space.free >> 20,
+            space.total >> 20,
+            dir.display()
+        )
+    } else {
+        String::new()
+    };
+    NodeCondition {
+        type_: "DiskPressure".to_owned(),
+        holds: low,
+        reason: if low { "LowSpace" } else { "EnoughSpace" }.to_owned(),
+        message,
+    }
+}
+
+/// What was removed, in one sentence; None if nothing was.
+pub fn told(removed: &[Cached]) -> Option<String> {
+    if removed.is_empty() {
+        return None;
+    }
+    let count = |kind| removed.iter().filter(|c| c.kind == kind).count();
+    let bytes: u64 = removed.iter().map(|c| c.allocated_bytes).sum();
+    let mut names: Vec<&str> = removed.iter().map(|c| c.source.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    Some(format!(
+        "Removed {} images and {} kernels that nobody used, {} MiB: {}",
+        count(ArtefactKind::Image),
+        count(ArtefactKind::Kernel),
+        bytes >> 20,
+        names.join(", ")
+    ))
+}
+
+/// Keeps the disk tidy until `shutdown`. `vms` is the store of the watch, which is waited for first.
+pub async fn run(
+    cx: &Context,
+    vms: Store<VirtualMachine>,
+    dir: &Path,
+    keep_unused: Duration,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        ready = vms.wait_until_ready() => if ready.is_err() { return },
+    }
+    let mut looks = 0_u32;
+    loop {
+        match Space::of(dir) {
+            Ok(space) => {
+                *cx.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(condition(dir, space));
+                if looks % TIDY == 0 || space.is_low() {
+                    unpin_stale(cx, &vms).await;
+                    collect(cx, keep_for(space, keep_unused)).await;
+                }
+            }
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "the free space cannot be told"),
+        }
+        looks = looks.wrapping_add(1);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+async fn unpin_stale(cx: &Context, vms: &Store<VirtualMachine>) {
+    let recorded = match cx.records.uids() {
+        Ok(uids) => uids,
+        Err(error) => {
+            tracing::warn!(%error, "records cannot be listed; all pins stay");
+            return;
+        }
+    };
+    let known: BTreeSet<String> = vms
+        .state()
+        .iter()
+        .filter_map(|vm| vm.uid())
+        .chain(recorded)
+        .chain(cx.machines.list())
+        .collect();
+    let artifacts = &cx.dereferencer.artifacts;
+    for who in stale(artifacts.pinners().await, &known) {
+        match artifacts.unpin(&who).await {
+            Ok(()) => tracing::info!(
+                who = who.0,
+                "let go of what a virtual machine used that nobody knows any more"
+            ),
+            Err(error) => tracing::warn!(who = who.0, %error, "a pin could not be removed; tried again"),
+        }
+    }
+}
+
+async fn collect(cx: &Context, keep: Duration) {
+    match cx.dereferencer.artifacts.collect(keep).await {
+        Ok(removed) => {
+            let Some(note) = told(&removed) else { return };
+            tracing::info!("{note}");
+            let node = cx.node_object.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(node) = node {
+                let event = Event {
+                    type_: EventType::Normal,
+                    reason: "Collected".to_owned(),
+                    note: Some(crate::status::truncated(note, crate::events::MAX_NOTE)),
+                    action: "Collecting".to_owned(),
+                    secondary: None,
+                };
+                record(cx, &event, &node).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "unused images and kernels could not be removed; tried again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_pin_falls_only_if_its_vm_is_known_to_nobody() {
+        let pins = ["vm/a", "vm/b", "eager/c"].map(|p| Interest(p.to_owned())).to_vec();
+        let known = BTreeSet::from(["a".to_owned()]);
+        assert_eq!(stale(pins, &known), [Interest("vm/b".to_owned())]);
+    }
+
+    #[test]
+    fn a_nearly_full_disk_keeps_unused_things_for_minutes_only() {
+        let week = Duration::from_secs(7 * 86400);
+        let space = |free: u64, total: u64| Space {
+            free: free << 30,
+            total: total << 30,
+        };
+        assert_eq!(keep_for(space(11, 100), week), week);
+        assert_eq!(keep_for(space(9, 100), week), KEEP_WHEN_LOW);
+        assert_eq!(keep_for(space(21, 4000), week), week, "20 GiB are enough on any disk");
+        assert_eq!(keep_for(space(0, 100), Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn pressure_names_the_directory_and_what_to_do() {
+        let low = condition(
+            Path::new("/data"),
+            Space {
+                free: 1 << 30,
+                total: 100 << 30,
+            },
+        );
+        assert!(
+            low.holds
+                && low
+                    .message
+                    .starts_with("1024 MiB of 102400 MiB are free below /data: free some space")
+        );
+        let fine = condition(
+            Path::new("/data"),
+            Space {
+                free: 50 << 30,
+                total: 100 << 30,
+            },
+        );
+        assert!(
+            !fine.holds && fine.message.is_empty(),
+            "no number that changes while all is well"
+        );
+    }
+
+    #[test]
+    fn a_collection_is_told_with_names_and_sizes() {
+        assert_eq!(told(&[]), None);
+        let cached = |kind, source: &str| Cached {
+            kind,
+            id: String::new(),
+            digest: String::new(),
+            source: source.to_owned(),
+            allocated_bytes: 3 << 20,
+            users: Vec::new(),
+            last_used: SystemTime::UNIX_EPOCH,
+        };
+        let note = told(&[
+            cached(ArtefactKind::Image, "r/b:1"),
+            cached(ArtefactKind::Kernel, "r/a:1"),
+        ]);
+        assert_eq!(
+            note.as_deref(),
+            Some("Removed 1 images and 1 kernels that nobody used, 6 MiB: r/a:1, r/b:1")
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! Tests of whole visits: a VM in a fake API, artefacts by script, machines whose VMM does not exist.
+
+mod bad_input;
+mod world;
+
+use world::{VM, World};
+
+#[tokio::test]
+async fn image_and_kernel_are_told_apart_and_no_event_swallows_another() {
+    let mut world = World::new().await;
+    world.declare("a");
+    world.until("a", |s| s.last_termination.is_some()).await;
+    let events = world.api.events();
+    for begin in [
+        "Pulling image \"i\"",
+        "Pulling kernel \"k\"",
+        "Pulled image \"i\" in",
+        "Pulled kernel \"k\" in",
+    ] {
+        let count = events.iter().filter(|(_, note)| note.starts_with(begin)).count();
+        assert_eq!(count, 1, "{begin}: {events:?}");
+    }
+    let posts = world.api.requests().iter().filter(|r| r.contains("/events")).count();
+    assert_eq!(posts, events.len(), "each was made, none was patched into another");
+}
+
+#[tokio::test]
+async fn a_deleted_vm_leaves_nothing_behind() {
+    let mut world = World::new().await;
+    world.declare("a");
+    let uid = world.uid("a");
+    world.until("a", |s| s.last_termination.is_some()).await;
+    assert!(world.cx.machines.observe(&uid).is_some());
+    assert!(!world.cx.dereferencer.artifacts.pinners().await.is_empty());
+    world.delete("a");
+    world.gone("a").await;
+    assert_eq!(world.cx.machines.observe(&uid), None, "its machine is forgotten");
+    assert!(world.cx.records.uids().expect("lists").is_empty());
+    assert!(world.cx.dereferencer.artifacts.pinners().await.is_empty());
+    assert!(world.cx.memories.lock().expect("unpoisoned").is_empty());
+}
+
+#[tokio::test]
+async fn the_same_sight_gives_the_same_status_to_the_byte() {
+    let mut world = World::new().await;
+    world.declare("a");
+    world
+        .script
+        .fail("r/i:1", vmlet_artifacts::error::Reason::NotFound, "no tag 1");
+    world
+        .until("a", |s| world::ready(s).1 == "NotFound" && world::settled(s))
+        .await;
+    let first = world.api.get(&format!("{VM}/a")).expect("there")["status"].to_string();
+    world.visit("a").await.expect("visits");
+    world.cx.memories.lock().expect("unpoisoned").clear();
+    world
+        .visit("a")
+        .await
+        .expect("visits, as an agent that was just started");
+    let third = world.api.get(&format!("{VM}/a")).expect("there")["status"].to_string();
+    assert_eq!(first, third);
+}
+
+#[tokio::test]
+async fn visits_to_an_api_that_is_down_are_spaced_further_and_further_apart() {
+    let world = World::new().await;
+    world.declare("a");
+    let object = std::sync::Arc::new(world.vm("a"));
+    world.api.always(Some(crate::fake_api::failure(
+        http::StatusCode::SERVICE_UNAVAILABLE,
+        "ServiceUnavailable",
+        "a",
+    )));
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let error = crate::reconcile::reconcile(object.clone(), world.cx.clone())
+            .await
+            .expect_err("down");
+        waits.push(crate::reconcile::error_policy(object.clone(), &error, world.cx.clone()));
+    }
+    let seconds = [1, 2, 4, 8, 16, 32, 60, 60]
+        .map(|s| kube::runtime::controller::Action::requeue(std::time::Duration::from_secs(s)));
+    assert_eq!(waits, seconds);
+    assert_eq!(
+        world.api.requests().len(),
+        8,
+        "one request a visit: nothing is retried behind its back"
+    );
+    world.api.always(None);
+    world.visit("a").await.expect("up again");
+    assert!(world.cx.failures.lock().expect("unpoisoned").is_empty());
+}
