@@ -18,7 +18,7 @@ pub struct FieldRequirement {
 /// Requirements that must all hold; none selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSelector {
-    /// The requirements, in the order written.
+    /// The requirements, sorted as written.
     pub requirements: Vec<FieldRequirement>,
 }
 
@@ -29,14 +29,16 @@ impl FieldSelector {
     /// The message that the real server gives for the same text.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let invalid = |term: &str| SelectorError(format!("invalid selector: '{text}'; can't understand '{term}'"));
+        let mut terms = split(text);
+        // The original sorts them, and so the first error is that of the first in order.
+        terms.sort_unstable();
         let mut requirements = Vec::new();
-        for term in split(text) {
+        for term in terms {
             if term.is_empty() {
                 continue;
             }
             let (field, negated, value) = operator(term).ok_or_else(|| invalid(term))?;
-            let value = unescape(value)
-                .ok_or_else(|| SelectorError(format!("invalid field selector: value {value} is badly escaped")))?;
+            let value = unescape(value).map_err(|e| SelectorError(format!("invalid field selector: {e}")))?;
             requirements.push(FieldRequirement {
                 field: field.to_owned(),
                 value,
@@ -112,18 +114,20 @@ fn operator(term: &str) -> Option<(&str, bool, &str)> {
     None
 }
 
-fn unescape(text: &str) -> Option<String> {
+fn unescape(text: &str) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\\' => match chars.next()? {
-                c @ ('\\' | ',' | '=') => out.push(c),
-                _ => return None,
+            '\\' => match chars.next() {
+                Some(c @ ('\\' | ',' | '=')) => out.push(c),
+                Some(c) => return Err(format!("invalid escape sequence: \\{c}")),
+                None => return Err("invalid escape sequence: \\".into()),
             },
-            ',' | '=' => return None,
+            // The original prints the character's number.
+            ',' | '=' => return Err(format!("unescaped character in value: {}", u32::from(c))),
             c => out.push(c),
         }
     }
-    Some(out)
+    Ok(out)
 }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::SelectorError;
 use crate::names::{label_value_problems, qualified_name_problems};
+use crate::schema::quote;
 
 /// What a requirement asks of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +51,7 @@ impl LabelSelector {
             tokens: tokens(text),
             at: 0,
         };
-        let requirements = parser
-            .requirements()
-            .map_err(|e| SelectorError(format!("unable to parse requirement: {e}")))?;
+        let requirements = parser.requirements().map_err(SelectorError)?;
         Ok(Self { requirements })
     }
 
@@ -89,8 +88,9 @@ impl LabelRequirement {
 
 fn tokens(text: &str) -> Vec<String> {
     const SPECIAL: [char; 7] = ['!', '=', '(', ')', ',', '<', '>'];
+    const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
     let mut tokens = Vec::new();
-    let mut rest = text.trim_start();
+    let mut rest = text.trim_start_matches(SPACE);
     while let Some(first) = rest.chars().next() {
         let length = if SPECIAL.contains(&first) {
             match rest.get(..2) {
@@ -98,11 +98,11 @@ fn tokens(text: &str) -> Vec<String> {
                 _ => 1,
             }
         } else {
-            rest.find(|c: char| c.is_whitespace() || SPECIAL.contains(&c))
+            rest.find(|c: char| SPACE.contains(&c) || SPECIAL.contains(&c))
                 .unwrap_or(rest.len())
         };
         tokens.push(rest[..length].to_owned());
-        rest = rest[length..].trim_start();
+        rest = rest[length..].trim_start_matches(SPACE);
     }
     tokens
 }
@@ -114,6 +114,10 @@ struct Parser {
 
 fn is_symbol(token: &str) -> bool {
     matches!(token, "!" | "=" | "==" | "!=" | "(" | ")" | "," | "<" | ">")
+}
+
+fn is_identifier(token: &str) -> bool {
+    !token.is_empty() && !is_symbol(token)
 }
 
 impl Parser {
@@ -133,17 +137,17 @@ impl Parser {
         loop {
             match self.peek() {
                 "" => return Ok(found),
-                "!" => found.push(self.requirement()?),
-                token if !is_symbol(token) => found.push(self.requirement()?),
-                token => {
-                    return Err(format!("found '{token}', expected: !, identifier, or 'end of string'"));
+                token if token == "!" || is_identifier(token) => {
+                    let requirement = self.requirement();
+                    found.push(requirement.map_err(|e| format!("unable to parse requirement: {e}"))?);
                 }
+                token => return Err(format!("found '{token}', expected: !, identifier, or 'end of string'")),
             }
             match self.next().as_str() {
                 "" => return Ok(found),
                 "," => {
                     let token = self.peek();
-                    if token.is_empty() || (is_symbol(token) && token != "!") {
+                    if token != "!" && !is_identifier(token) {
                         return Err(format!("found '{token}', expected: identifier after ','"));
                     }
                 }
@@ -158,22 +162,26 @@ impl Parser {
             self.at += 1;
         }
         let key = self.next();
-        if key.is_empty() || is_symbol(&key) {
+        if !is_identifier(&key) {
             return Err(format!("found '{key}', expected: identifier"));
         }
-        if let Some(problem) = qualified_name_problems(&key).first() {
-            return Err(format!("key: Invalid value: {}: {problem}", crate::schema::quote(&key)));
+        let problems = qualified_name_problems(&key).join("; ");
+        if !problems.is_empty() {
+            let problems = problems.replace("a qualified name must", "a valid label key must");
+            // The original says where in an object the selector is, and here it is in none.
+            return Err(format!("<nil>: Invalid value: {}: {problems}", quote(&key)));
         }
-        let plain = |operator| LabelRequirement {
-            key: key.clone(),
-            operator,
-            values: Vec::new(),
-        };
-        if absent {
-            return Ok(plain(Operator::DoesNotExist));
-        }
-        if matches!(self.peek(), "" | ",") {
-            return Ok(plain(Operator::Exists));
+        if absent || matches!(self.peek(), "" | ",") {
+            let operator = if absent {
+                Operator::DoesNotExist
+            } else {
+                Operator::Exists
+            };
+            return Ok(LabelRequirement {
+                key,
+                operator,
+                values: Vec::new(),
+            });
         }
         let (operator, list) = match self.next().as_str() {
             "=" | "==" => (Operator::In, false),
@@ -182,26 +190,12 @@ impl Parser {
             "notin" => (Operator::NotIn, true),
             ">" => (Operator::GreaterThan, false),
             "<" => (Operator::LessThan, false),
-            other => {
-                return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt"));
-            }
+            other => return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt")),
         };
-        let values = if list { self.list()? } else { vec![self.exact()?] };
-        for (i, value) in values.iter().enumerate() {
-            let number = matches!(operator, Operator::GreaterThan | Operator::LessThan);
-            if number && value.parse::<i64>().is_err() {
-                return Err(format!(
-                    "values[{i}]: Invalid value: {}: for 'Gt', 'Lt' operators, the value must be an integer",
-                    crate::schema::quote(value)
-                ));
-            }
-            if let Some(problem) = label_value_problems(value).first() {
-                return Err(format!(
-                    "values[{i}][{key}]: Invalid value: {}: {problem}",
-                    crate::schema::quote(value)
-                ));
-            }
-        }
+        let mut values = if list { self.list()? } else { vec![self.exact()?] };
+        values.sort();
+        values.dedup();
+        check_values(&key, operator, &values)?;
         Ok(LabelRequirement { key, operator, values })
     }
 
@@ -213,31 +207,75 @@ impl Parser {
         }
     }
 
+    /// `(a,b)`; empty values are values.
     fn list(&mut self) -> Result<Vec<String>, String> {
         let open = self.next();
         if open != "(" {
             return Err(format!("found '{open}' expected: '('"));
         }
+        match self.peek() {
+            ")" => {
+                self.at += 1;
+                return Ok(vec![String::new()]);
+            }
+            token if token != "," && !is_identifier(token) => {
+                return Err(format!("found '{token}', expected: ',', ')' or identifier"));
+            }
+            _ => {}
+        }
         let mut values = Vec::new();
         loop {
             match self.next().as_str() {
-                "," => values.push(String::new()),
-                ")" => {
-                    values.push(String::new());
-                    return Ok(values);
+                "," => {
+                    let empty = values.is_empty() || matches!(self.peek(), ")" | ",");
+                    if empty {
+                        values.push(String::new());
+                    }
+                    if self.peek() == ")" {
+                        self.at += 1;
+                        return Ok(values);
+                    }
                 }
-                token if token.is_empty() || is_symbol(token) => {
-                    return Err(format!("found '{token}', expected: ',', ')' or identifier"));
-                }
-                token => {
+                token if is_identifier(token) => {
                     values.push(token.to_owned());
-                    match self.next().as_str() {
+                    match self.peek() {
                         "," => {}
-                        ")" => return Ok(values),
+                        ")" => {
+                            self.at += 1;
+                            return Ok(values);
+                        }
                         other => return Err(format!("found '{other}', expected: ',' or ')'")),
                     }
                 }
+                other => return Err(format!("found '{other}', expected: ',', or identifier")),
             }
         }
+    }
+}
+
+fn check_values(key: &str, operator: Operator, values: &[String]) -> Result<(), String> {
+    let mut problems = Vec::new();
+    let is_number = matches!(operator, Operator::GreaterThan | Operator::LessThan);
+    for (i, value) in values.iter().enumerate() {
+        if is_number && value.parse::<i64>().is_err() {
+            problems.push(format!(
+                "values[{i}]: Invalid value: {}: for 'Gt', 'Lt' operators, the value must be an integer",
+                quote(value)
+            ));
+        }
+    }
+    for (i, value) in values.iter().enumerate() {
+        let problem = label_value_problems(value).join("; ");
+        if !problem.is_empty() {
+            problems.push(format!(
+                "values[{i}][{key}]: Invalid value: {}: {problem}",
+                quote(value)
+            ));
+        }
+    }
+    match problems.as_slice() {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        many => Err(format!("[{}]", many.join(", "))),
     }
 }

@@ -23,3 +23,6 @@ pub struct SelectorError(pub String);
 pub fn unsupported_field(field: &str) -> String {
     format!("field label not supported: {field}")
 }
+
+#[cfg(test)]
+mod tests;
