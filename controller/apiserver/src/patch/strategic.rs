@@ -65,7 +65,10 @@ fn merge_map(
     path: &str,
     strategy: fn(&str) -> Strategy,
 ) -> Result<(), PatchError> {
-    match patch.get("$patch").and_then(Value::as_str) {
+    match patch
+        .get("$patch")
+        .map(|directive| directive.as_str().unwrap_or_default())
+    {
         Some("replace") => {
             *map = patch.clone();
             map.remove("$patch");
@@ -75,7 +78,8 @@ fn merge_map(
             map.clear();
             return Ok(());
         }
-        _ => {}
+        Some(other) => return Err(PatchError::Unreadable(format!("unknown patch type: {other}"))),
+        None => {}
     }
     if let Some(retain) = patch.get("$retainKeys").and_then(Value::as_array) {
         map.retain(|name, _| retain.iter().any(|r| r == name));
@@ -106,6 +110,8 @@ fn merge_map(
             Value::Null => {
                 map.remove(name);
             }
+            // Directives are about what is there already.
+            Value::Object(change) if change.contains_key("$patch") && !map.contains_key(name) => {}
             Value::Object(change) => {
                 let old = map.entry(name.clone()).or_insert_with(|| Value::Object(Map::new()));
                 if !old.is_object() {
@@ -116,7 +122,9 @@ fn merge_map(
                 }
             }
             Value::Array(change) => {
+                let fresh = !map.contains_key(name);
                 let old = map.entry(name.clone()).or_insert_with(|| Value::Array(Vec::new()));
+                let before = old.as_array().cloned().unwrap_or_default();
                 match (old.as_array_mut(), strategy(&place)) {
                     (Some(old), Strategy::Union) => {
                         for item in change {
@@ -124,8 +132,13 @@ fn merge_map(
                                 old.push(item.clone());
                             }
                         }
+                        sort(old, change, &before, None);
                     }
-                    (Some(old), Strategy::ByKey(key)) => merge_list(old, change, key, strategy)?,
+                    (Some(old), Strategy::ByKey(key)) => {
+                        merge_list(old, change, key, strategy)?;
+                        sort(old, change, &before, Some(key));
+                    }
+                    _ if fresh => *old = Value::Array(without_directives(change)),
                     _ => *old = Value::Array(change.clone()),
                 }
             }
@@ -157,11 +170,7 @@ fn merge_list(
     strategy: fn(&str) -> Strategy,
 ) -> Result<(), PatchError> {
     if change.iter().any(|item| item["$patch"] == "replace") {
-        *old = change
-            .iter()
-            .filter(|item| item["$patch"] != "replace")
-            .cloned()
-            .collect();
+        *old = without_directives(change);
         return Ok(());
     }
     for item in change {
@@ -191,6 +200,12 @@ fn merge_list(
         }
     }
     Ok(())
+}
+
+/// The items of a new list: there is nothing that a directive could be about.
+fn without_directives(items: &[Value]) -> Vec<Value> {
+    let kept = items.iter().filter(|item| item.get("$patch").is_none());
+    kept.cloned().collect()
 }
 
 /// Brings the items of a list that `order` names into its order.
@@ -283,12 +298,33 @@ mod tests {
     }
 
     #[test]
+    fn without_an_order_the_patch_itself_is_one() {
+        let object = json!({"secrets": [{"name": "a"}, {"name": "b"}], "spec": {"podCIDRs": ["x"]}});
+        let patch = json!({"secrets": [{"name": "new"}, {"name": "b", "uid": "1"}], "spec": {"podCIDRs": ["y", "x"]}});
+        let expected = json!({"secrets": [{"name": "new"}, {"name": "a"}, {"name": "b", "uid": "1"}],
+            "spec": {"podCIDRs": ["y", "x"]}});
+        assert_eq!(patched(object, patch), expected);
+    }
+
+    #[test]
+    fn directives_about_what_is_not_there_leave_nothing() {
+        let patch = json!({"metadata": {"labels": {"$patch": "delete"}, "annotations": {"$patch": "replace", "a": "b"}},
+            "secrets": [{"name": "a", "$patch": "delete"}, {"name": "b"}], "imagePullSecrets": [{"$patch": "replace"}]});
+        let expected = json!({"metadata": {}, "secrets": [{"name": "b"}], "imagePullSecrets": []});
+        assert_eq!(patched(json!({}), patch), expected);
+        let patch = json!({"secrets": [{"$patch": "replace"}, {"name": "b"}, {"name": "c", "$patch": "delete"}]});
+        let object = json!({"secrets": [{"name": "a"}]});
+        assert_eq!(patched(object, patch), json!({"secrets": [{"name": "b"}]}));
+    }
+
+    #[test]
     fn a_malformed_directive_is_refused() {
         for patch in [
             json!([]),
             json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}}),
             json!({"metadata": {"$setElementOrder/finalizers": 1}}),
             json!({"secrets": [{"kind": "no name"}]}),
+            json!({"$patch": "wipe"}),
         ] {
             let mut object = json!({"secrets": [{"name": "a"}]});
             assert!(strategic(&mut object, &patch, strategy_of).is_err(), "{patch}");
