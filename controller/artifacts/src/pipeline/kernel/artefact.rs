@@ -339,3 +339,62 @@ impl<R: Read> Read for Copied<R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn debugfs(disk: &Path, command: &str) -> String {
+        let output = std::process::Command::new("debugfs")
+            .args(["-R", command])
+            .arg(disk)
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .output()
+            .expect("debugfs runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[test]
+    fn the_disk_of_a_real_kernel_has_the_index_that_its_package_lacks() {
+        let given = std::env::var_os("VMLET_TEST_MODULES").map(std::path::PathBuf::from);
+        let Some(given) = given.filter(|path| path.exists()) else {
+            println!("skipped: VMLET_TEST_MODULES names no file");
+            return;
+        };
+        let mut archive = tar::Archive::new(File::open(&given).expect("opens"));
+        let version = archive.entries().expect("a tar").flatten().find_map(|entry| {
+            let path = entry.path().ok()?.to_string_lossy().into_owned();
+            let version = path
+                .trim_start_matches("./")
+                .strip_prefix("lib/modules/")?
+                .split('/')
+                .next()?
+                .to_owned();
+            (!version.is_empty()).then_some(version)
+        });
+        let version = version.expect("lib/modules/VERSION");
+        let make = || {
+            let dir = tempfile::tempdir().expect("a directory");
+            std::os::unix::fs::symlink(&given, dir.path().join(MODULES_TAR)).expect("links");
+            modules_disk("test", "identity", dir.path(), &version, &Limits::default()).expect("made");
+            dir
+        };
+        let (one, other) = (make(), make());
+        let disk = one.path().join(MODULES_DISK);
+        let line = "kernel/fs/fat/vfat.ko: kernel/fs/fat/fat.ko";
+        assert!(debugfs(&disk, "cat /modules.dep").lines().any(|l| l == line));
+        for name in [
+            "modules.dep.bin",
+            "modules.alias",
+            "modules.alias.bin",
+            "modules.builtin.alias.bin",
+        ] {
+            assert!(
+                debugfs(&disk, &format!("stat /{name}")).contains("Type: regular"),
+                "{name}"
+            );
+        }
+        let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(MODULES_DISK)).expect("reads");
+        assert!(bytes(&one) == bytes(&other), "same modules, same bytes");
+    }
+}
