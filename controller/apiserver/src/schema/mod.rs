@@ -11,6 +11,7 @@
 //! The order of a write is: prune, defaults, (admission), validate. Messages, causes and their
 //! reasons are those of kube-apiserver 1.36 (`k8s.io/apiextensions-apiserver`).
 
+mod cel;
 mod check;
 mod error;
 mod fill;
@@ -26,10 +27,13 @@ pub use error::{ErrorKind, FieldError, aggregate, go_json, invalid_status, quote
 pub(crate) use error::{child, go_number};
 pub use node::{Additional, ListType, Node};
 
+const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+
 /// A compiled structural schema.
 #[derive(Debug)]
 pub struct Schema {
     root: Node,
+    rules: cel::Rules,
 }
 
 impl Schema {
@@ -37,7 +41,7 @@ impl Schema {
     /// (the real server says `spec.validation.openAPIV3Schema` when all versions share one).
     ///
     /// # Errors
-    /// Everything that makes the schema not structural or its defaults invalid.
+    /// Everything that makes the schema not structural, its defaults invalid or its rules meaningless.
     pub fn compile(source: &Value, path: &str) -> Result<Schema, Vec<FieldError>> {
         let mut errors = Vec::new();
         let root = Node::parse(source, path, &mut errors);
@@ -45,8 +49,12 @@ impl Schema {
         if errors.is_empty() {
             structural::check_defaults(&root, path, &mut errors);
         }
+        let mut rules = cel::Rules::default();
         if errors.is_empty() {
-            Ok(Schema { root })
+            rules = cel::Rules::compile(&root, path, &mut errors);
+        }
+        if errors.is_empty() {
+            Ok(Schema { root, rules })
         } else {
             errors.sort_by_key(FieldError::to_string);
             errors.dedup();
@@ -102,6 +110,22 @@ impl Schema {
         });
         if !broken_before {
             lists::check(&self.root, "", object, errors);
+        }
+        if self.rules.is_empty() {
+            return;
+        }
+        let blocking = [
+            ErrorKind::NotSupported,
+            ErrorKind::Required,
+            ErrorKind::TooLong,
+            ErrorKind::TooMany,
+            ErrorKind::TypeInvalid,
+        ];
+        if errors.iter().any(|error| blocking.contains(&error.kind)) {
+            // Rules may assume that types and limits hold.
+            errors.push(FieldError::invalid("<nil>", Value::Null, UNCHECKED));
+        } else {
+            self.rules.run(&self.root, object, old, errors);
         }
     }
 }
