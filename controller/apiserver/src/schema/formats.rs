@@ -73,7 +73,7 @@ fn duration(text: &str) -> bool {
     true
 }
 
-/// As Go's `url.ParseRequestURI`: an absolute URI or an absolute path.
+/// As Go's `url.ParseRequestURI`: a URI with a scheme or an absolute path.
 fn uri(text: &str) -> bool {
     if text.bytes().any(|b| b <= b' ' || b == 0x7f) {
         return false;
@@ -81,10 +81,9 @@ fn uri(text: &str) -> bool {
     if text.starts_with('/') {
         return true;
     }
-    text.split_once(':').is_some_and(|(scheme, rest)| {
+    text.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-            && rest.starts_with('/')
     })
 }
 

@@ -11,6 +11,8 @@ pub(super) struct Checker<'n> {
     pub problems: Vec<Problem>,
     /// Whether it names `oldSelf`.
     pub uses_old: bool,
+    /// Inside the arguments of `format`, where literals may mix types.
+    mixed: bool,
 }
 
 impl<'n> Checker<'n> {
@@ -24,6 +26,7 @@ impl<'n> Checker<'n> {
             scope: vec![("self".into(), this), ("oldSelf".into(), old)],
             problems: Vec::new(),
             uses_old: false,
+            mixed: false,
         }
     }
 
@@ -78,8 +81,14 @@ impl<'n> Checker<'n> {
                     _ => found,
                 }
             }
-            Kind::And(operands) => self.logic(operands, "_&&_"),
-            Kind::Or(operands) => self.logic(operands, "_||_"),
+            Kind::And(operands) | Kind::Or(operands) => {
+                for operand in operands {
+                    let place = operand.at;
+                    let found = self.check(operand);
+                    self.want_bool(place, &found);
+                }
+                BOOL
+            }
             Kind::If(parts) => {
                 let [condition, yes, no] = &mut **parts;
                 let (condition, yes, no) = (self.check(condition), self.check(yes), self.check(no));
@@ -136,8 +145,10 @@ impl<'n> Checker<'n> {
                     }
                 }
                 let member = target.is_some();
+                let outside = std::mem::replace(&mut self.mixed, function == "format");
                 let all: Vec<&mut Expr> = target.as_deref_mut().into_iter().chain(args.iter_mut()).collect();
                 let types: Vec<Type<'n>> = all.into_iter().map(|arg| self.check(arg)).collect();
+                self.mixed = outside;
                 if let Some(problem) = bad_literal(function, member, args) {
                     self.problems.push(problem);
                 }
@@ -153,7 +164,10 @@ impl<'n> Checker<'n> {
         if self.variable(first).is_some() {
             return None;
         }
-        TYPE_NAMES.iter().find(|(known, _)| *known == name).map(|(_, full)| *full)
+        TYPE_NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, full)| *full)
     }
 
     fn select(&mut self, at: usize, of: &Type<'n>, field: &mut String) -> Type<'n> {
@@ -182,18 +196,9 @@ impl<'n> Checker<'n> {
         }
     }
 
-    fn logic(&mut self, operands: &mut [Expr], name: &str) -> Type<'n> {
-        for operand in operands {
-            let at = operand.at;
-            let found = self.check(operand);
-            self.want_bool(at, name, &found);
-        }
-        BOOL
-    }
-
-    fn want_bool(&mut self, at: usize, name: &str, found: &Type<'n>) {
+    fn want_bool(&mut self, at: usize, found: &Type<'n>) {
         if !BOOL.takes(found) {
-            self.no_overload(at, name, false, &[BOOL, found.clone()]);
+            self.fail(at, format!("expected type 'bool' but found '{found}'"));
         }
     }
 
@@ -208,6 +213,9 @@ impl<'n> Checker<'n> {
     /// One type for all parts of a literal.
     fn same(&mut self, at: usize, before: Option<Type<'n>>, found: Type<'n>) -> Type<'n> {
         let Some(before) = before else { return found };
+        if self.mixed {
+            return Type::Dyn;
+        }
         match join(&before, &found) {
             Some(joined) => joined,
             None => self.fail(at, format!("expected type '{before}' but found '{found}'")),
@@ -251,7 +259,7 @@ impl<'n> Checker<'n> {
             _ => results.len() == 2,
         };
         if conditional && let Some((at, found)) = results.first() {
-            self.want_bool(*at, if which == Macro::Exists { "_||_" } else { "_&&_" }, &found.clone());
+            self.want_bool(*at, found);
         }
         let (at, last) = results.pop().unwrap_or((place, Type::Dyn));
         match which {

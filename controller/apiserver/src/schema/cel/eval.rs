@@ -105,6 +105,8 @@ impl<'a, 'e> Evaluator<'a, 'e> {
                     let value = self.eval(value)?;
                     let value = if *optional { inner(value)? } else { Some(value) };
                     if let Some(value) = value {
+                        // Of two equal keys the last one counts.
+                        map.retain(|(known, _): &(Value<'a>, Value<'a>)| !known.equals(&key));
                         self.insert(&mut map, key, value)?;
                     }
                 }
@@ -129,15 +131,11 @@ impl<'a, 'e> Evaluator<'a, 'e> {
         }
     }
 
-    fn insert(
-        &mut self,
-        map: &mut Vec<(Value<'a>, Value<'a>)>,
-        key: Value<'a>,
-        value: Value<'a>,
-    ) -> Result<(), Fault> {
+    fn insert(&mut self, map: &mut Vec<(Value<'a>, Value<'a>)>, key: Value<'a>, value: Value<'a>) -> Result<(), Fault> {
         self.tools.meter.charge(1 + map.len() as u64 / 10)?;
         if map.iter().any(|(known, _)| known.equals(&key)) {
-            return Err(Fault::other("insert failed: key already exists"));
+            let key = functions::plain_text(&key);
+            return Err(Fault::Other(format!("insert failed: key {key} already exists")));
         }
         map.push((key, value));
         Ok(())
@@ -205,13 +203,7 @@ impl<'a, 'e> Evaluator<'a, 'e> {
         outcome
     }
 
-    fn comprehension(
-        &mut self,
-        which: Macro,
-        range: Value<'a>,
-        names: &'e [String],
-        body: &'e [Expr],
-    ) -> Outcome<'a> {
+    fn comprehension(&mut self, which: Macro, range: Value<'a>, names: &'e [String], body: &'e [Expr]) -> Outcome<'a> {
         let Some(last) = body.last() else {
             return Err(Fault::NoOverload);
         };
@@ -223,7 +215,11 @@ impl<'a, 'e> Evaluator<'a, 'e> {
                 return Ok(Value::Optional(None));
             };
             let value = self.bind(names, [(*of).clone(), Value::Null], last)?;
-            return Ok(if which == Macro::OptMap { Value::some(value) } else { value });
+            return Ok(if which == Macro::OptMap {
+                Value::some(value)
+            } else {
+                value
+            });
         }
         let rounds = self.rounds(&range, names.len() == 2)?;
         match which {

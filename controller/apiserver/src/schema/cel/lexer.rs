@@ -79,15 +79,6 @@ impl Lexer {
                 _ => Token::Name(name),
             });
         }
-        if first == '`' {
-            self.at += 1;
-            let name = self.take_while(|c| c.is_ascii_alphanumeric() || "_.-/ ".contains(c));
-            if self.peek(0) != '`' || name.is_empty() {
-                return Err(self.wrong());
-            }
-            self.at += 1;
-            return Ok(Token::Name(name));
-        }
         for sign in SIGNS {
             if sign.chars().enumerate().all(|(i, c)| self.peek(i) == c) {
                 self.at += sign.len();

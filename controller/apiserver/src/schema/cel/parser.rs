@@ -10,8 +10,23 @@ const MAX_LENGTH: usize = 100_000;
 
 /// Words that no name may be.
 const RESERVED: [&str; 17] = [
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package",
-    "namespace", "return", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// Binary operators by precedence, loosest first; `&&`, `||` and `?:` stand apart.
@@ -344,7 +359,8 @@ impl Parser {
 
 fn function(at: usize, name: String, mut args: Vec<Expr>) -> Result<Expr, Problem> {
     if name == "has" && args.len() == 1 {
-        return match args.remove(0).kind {
+        let arg = args.remove(0);
+        return match arg.kind {
             Kind::Select {
                 of,
                 field,
@@ -353,7 +369,7 @@ fn function(at: usize, name: String, mut args: Vec<Expr>) -> Result<Expr, Proble
                 at,
                 kind: Kind::Has { of, field },
             }),
-            _ => Err(Problem::new(at, "invalid argument to has() macro")),
+            _ => Err(Problem::new(arg.at, "invalid argument to has() macro")),
         };
     }
     Ok(call(at, &name, args))

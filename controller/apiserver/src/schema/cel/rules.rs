@@ -50,13 +50,7 @@ impl Rules {
 }
 
 /// `loose` is the path of the list above whose items have no identity.
-fn level(
-    node: &Node,
-    root: bool,
-    path: &str,
-    loose: Option<&str>,
-    errors: &mut Vec<FieldError>,
-) -> Option<Rules> {
+fn level(node: &Node, root: bool, path: &str, loose: Option<&str>, errors: &mut Vec<FieldError>) -> Option<Rules> {
     let mut rules = Rules::default();
     if !node.rules.is_empty() {
         match Type::of(node, root) {
@@ -128,7 +122,10 @@ fn rule(
     if let Some(text) = source.message_expression.as_deref().filter(|t| !t.is_empty()) {
         let at = child(place, "messageExpression");
         if text.trim().is_empty() {
-            errors.push(FieldError::required(at, "messageExpression must be non-empty if specified"));
+            errors.push(FieldError::required(
+                at,
+                "messageExpression must be non-empty if specified",
+            ));
         } else {
             match compile(text, this, source.optional_old_self, &STRING) {
                 Ok((expr, _)) => message_expr = Some(expr),
@@ -170,17 +167,13 @@ fn rule(
 }
 
 /// Parses and checks an expression; `None` in the error says that its type is not `wanted`.
-fn compile(
-    text: &str,
-    this: &Type<'_>,
-    optional_old: bool,
-    wanted: &Type<'_>,
-) -> Result<(Expr, bool), Option<String>> {
+fn compile(text: &str, this: &Type<'_>, optional_old: bool, wanted: &Type<'_>) -> Result<(Expr, bool), Option<String>> {
     let show = |problem: &Problem| problem.show(text);
     let mut expr = parse(text).map_err(|problem| Some(show(&problem)))?;
     let mut checker = Checker::new(this.clone(), optional_old);
     let found = checker.check(&mut expr);
     if !checker.problems.is_empty() {
+        checker.problems.sort_by_key(|problem| problem.at);
         let shown: Vec<String> = checker.problems.iter().map(show).collect();
         return Err(Some(shown.join("\n")));
     }

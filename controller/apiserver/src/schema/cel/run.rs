@@ -113,13 +113,21 @@ impl Run<'_> {
                 if let (Some(below), Some(Additional::Schema(other))) = (&rules.additional, &node.additional) {
                     for (name, value) in map {
                         let path = format!("{}[{name}]", at.path);
-                        self.level(below, other, &at.below(&path, value, other.embedded, old(name), same(name)))?;
+                        self.level(
+                            below,
+                            other,
+                            &at.below(&path, value, other.embedded, old(name), same(name)),
+                        )?;
                     }
                 }
                 for (name, below) in &rules.properties {
                     if let (Some(value), Some(field)) = (map.get(name), node.properties.get(name)) {
                         let path = child(at.path, name);
-                        self.level(below, field, &at.below(&path, value, field.embedded, old(name), same(name)))?;
+                        self.level(
+                            below,
+                            field,
+                            &at.below(&path, value, field.embedded, old(name), same(name)),
+                        )?;
                     }
                 }
             }
@@ -165,7 +173,11 @@ impl Run<'_> {
             },
             value: shown.then(|| at.value.clone()),
             // A duplicate has no detail.
-            detail: if rule.kind == ErrorKind::Duplicate { String::new() } else { message },
+            detail: if rule.kind == ErrorKind::Duplicate {
+                String::new()
+            } else {
+                message
+            },
         });
         Ok(())
     }
@@ -217,7 +229,11 @@ impl Run<'_> {
                     }
                 }
                 Err(Fault::Budget) => {
-                    self.report(at, node, &self.out_of_budget(&format!("messageExpression of rule: {}", rule.name)));
+                    self.report(
+                        at,
+                        node,
+                        &self.out_of_budget(&format!("messageExpression of rule: {}", rule.name)),
+                    );
                     return Err(Stop);
                 }
                 // The plain message will do.

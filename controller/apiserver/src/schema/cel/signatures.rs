@@ -140,7 +140,6 @@ const TABLE: &str = "
 !_(bool): bool
 -_(int): int
 -_(double): double
--_(duration): duration
 _+_(int, int): int
 _+_(uint, uint): uint
 _+_(double, double): double
@@ -307,7 +306,7 @@ optional.ofNonZeroValue(A): optional<A>
 .orValue(optional<A>, A): A
 quantity(string): quantity
 isQuantity(string): bool
-.sign(quantity): int
+sign(quantity): int
 .isInteger(quantity): bool
 .asInteger(quantity): int
 .asApproximateFloat(quantity): double

@@ -98,10 +98,14 @@ impl<'n> Type<'n> {
             (Type::Metadata, Type::Metadata) => true,
             (Type::Param(a), Type::Param(b)) => a == b,
             // Values that may be absent or wrapped compare with null.
-            (Type::Null, Type::Object { .. } | Type::Plain("google.protobuf.Timestamp" | "google.protobuf.Duration"))
-            | (Type::Object { .. } | Type::Plain("google.protobuf.Timestamp" | "google.protobuf.Duration"), Type::Null) => {
-                true
-            }
+            (
+                Type::Null,
+                Type::Object { .. } | Type::Plain("google.protobuf.Timestamp" | "google.protobuf.Duration"),
+            )
+            | (
+                Type::Object { .. } | Type::Plain("google.protobuf.Timestamp" | "google.protobuf.Duration"),
+                Type::Null,
+            ) => true,
             _ => false,
         }
     }
@@ -113,6 +117,8 @@ impl fmt::Display for Type<'_> {
             Type::Dyn => f.write_str("dyn"),
             Type::Null => f.write_str("null"),
             Type::Plain("type") => f.write_str("type(dyn)"),
+            Type::Plain("google.protobuf.Timestamp") => f.write_str("timestamp"),
+            Type::Plain("google.protobuf.Duration") => f.write_str("duration"),
             Type::Plain(name) => f.write_str(name),
             Type::List(item) => write!(f, "list({item})"),
             Type::Map(key, value) => write!(f, "map({key}, {value})"),
@@ -125,8 +131,27 @@ impl fmt::Display for Type<'_> {
 
 /// Words that a property's name is escaped for.
 const RESERVED: [&str; 21] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import",
-    "let", "loop", "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// The property that a field of an expression names: `a__dash__b` is `a-b`; none for wrong escapes.
@@ -135,10 +160,6 @@ pub(super) fn unescape(field: &str) -> Option<String> {
         && RESERVED.contains(&word)
     {
         return Some(word.to_owned());
-    }
-    // A reserved word itself, a name that begins with a digit or with other characters is out of reach.
-    if RESERVED.contains(&field) {
-        return None;
     }
     let mut name = String::new();
     let mut rest = field;

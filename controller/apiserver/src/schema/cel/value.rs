@@ -8,7 +8,7 @@ use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::functions::{Cidr, NamedFormat, Quantity, Semver, Url, parse_duration};
+use super::functions::{Cidr, NamedFormat, Quantity, Semver, Url, parse_worded_duration};
 use crate::schema::node::{Additional, ListType, Node};
 
 /// Why an expression has no value.
@@ -137,7 +137,7 @@ impl<'a> Value<'a> {
                         let bytes = base64::engine::general_purpose::STANDARD.decode(text);
                         Value::Bytes(bytes.map_err(|_| invalid())?.into())
                     }
-                    "duration" => Value::Duration(parse_duration(text).ok_or_else(invalid)?),
+                    "duration" => Value::Duration(parse_worded_duration(text).ok_or_else(invalid)?),
                     "date" => Value::Timestamp(format!("{text}T00:00:00Z").parse().map_err(|_| invalid())?),
                     "date-time" => Value::Timestamp(text.parse().map_err(|_| invalid())?),
                     _ => Value::text(text.as_str()),
@@ -160,8 +160,7 @@ impl<'a> Value<'a> {
             Value::Timestamp(_) => "google.protobuf.Timestamp",
             Value::Duration(_) => "google.protobuf.Duration",
             Value::List(_) => "list",
-            Value::Map(_) => "map",
-            Value::Object(_) => "object",
+            Value::Map(_) | Value::Object(_) => "map",
             Value::Optional(_) => "optional_type",
             Value::Type(_) => "type",
             Value::Quantity(_) => "kubernetes.Quantity",
@@ -270,7 +269,9 @@ impl<'a> List<'a> {
                 let item = items.get(index).ok_or_else(missing)?;
                 match node.items.as_deref() {
                     Some(item_node) => Value::of(item, item_node, item_node.embedded),
-                    None => Err(Fault::other("invalid array type, expected Items with a non-empty Schema")),
+                    None => Err(Fault::other(
+                        "invalid array type, expected Items with a non-empty Schema",
+                    )),
                 }
             }
         }
@@ -396,12 +397,23 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// The properties that the schema knows, by name.
+    pub(super) fn entries(&self) -> Result<Vec<(Value<'a>, Value<'a>)>, Fault> {
+        let known = self.map.keys().filter_map(|name| Some((name, self.get(name)?)));
+        known
+            .map(|(name, value)| Ok((Value::text(name.as_str()), value?)))
+            .collect()
+    }
+
     fn equals(&self, other: &Object<'a>) -> bool {
         self.map.len() == other.map.len()
-            && self.map.iter().all(|(name, json)| match (self.get(name), other.get(name)) {
-                (Some(Ok(a)), Some(Ok(b))) => a.equals(&b),
-                (None, None) => other.map.get(name).is_none_or(|found| found == json),
-                _ => false,
-            })
+            && self
+                .map
+                .iter()
+                .all(|(name, json)| match (self.get(name), other.get(name)) {
+                    (Some(Ok(a)), Some(Ok(b))) => a.equals(&b),
+                    (None, None) => other.map.get(name).is_none_or(|found| found == json),
+                    _ => false,
+                })
     }
 }

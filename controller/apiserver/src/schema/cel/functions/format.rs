@@ -1,15 +1,18 @@
-//! `"%s: %d".format([...])`
+//! `"%s: %d".format([...])`, with the American number format that cel-go has.
 
 use super::plain_text;
 use crate::schema::cel::value::{Fault, List, Map, Value};
+use crate::schema::quote;
 
 /// Most digits after the point.
 const MAX_PRECISION: usize = 1000;
+/// Digits after the point when nothing is said.
+const DIGITS: usize = 6;
 
 /// Puts `args` into `template`.
 pub(super) fn format(template: &str, args: &[Value<'_>]) -> Result<String, Fault> {
     let mut out = String::new();
-    let mut args = args.iter();
+    let mut taken = 0;
     let mut rest = template.chars().peekable();
     while let Some(c) = rest.next() {
         if c != '%' {
@@ -29,33 +32,26 @@ pub(super) fn format(template: &str, args: &[Value<'_>]) -> Result<String, Fault
             let wanted = digits.parse().ok().filter(|n| *n <= MAX_PRECISION);
             precision = Some(wanted.ok_or_else(|| Fault::other("invalid precision in format string"))?);
         }
-        let verb = rest.next().ok_or_else(|| Fault::other("unexpected end of format string"))?;
-        let index = args.len();
-        let arg = args
+        let verb = rest
             .next()
-            .ok_or_else(|| Fault::Other(format!("index {index} out of range")))?;
+            .ok_or_else(|| Fault::other("unexpected end of format string"))?;
+        let arg = args
+            .get(taken)
+            .ok_or_else(|| Fault::Other(format!("index {taken} out of range")))?;
+        taken += 1;
         out += &one(verb, precision, arg)?;
     }
     Ok(out)
 }
 
 fn one(verb: char, precision: Option<usize>, arg: &Value<'_>) -> Result<String, Fault> {
-    let wrong = |wanted: &str| {
-        let found = arg.type_name();
-        Fault::Other(format!(
-            "error during formatting: {wanted} clause can only be used on other types, was given {found}"
-        ))
-    };
+    let precision = precision.unwrap_or(DIGITS);
     Ok(match (verb, arg) {
         ('s', value) => shown(value)?,
         ('d', Value::Int(_) | Value::Uint(_)) => plain_text(arg),
-        ('d', Value::Double(n)) if !n.is_finite() => plain_text(arg),
-        ('d', _) => return Err(wrong("decimal")),
-        ('f', Value::Double(n)) => format!("{n:.*}", precision.unwrap_or(6)),
-        ('e', Value::Double(n)) => exponent(&format!("{n:.*e}", precision.unwrap_or(6))),
-        ('f' | 'e', Value::Int(n)) => return one(verb, precision, &Value::Double(*n as f64)),
-        ('f' | 'e', Value::Uint(n)) => return one(verb, precision, &Value::Double(*n as f64)),
-        ('f' | 'e', _) => return Err(wrong("floating point")),
+        ('f', Value::Double(n)) => grouped(&format!("{n:.precision$}")),
+        // The real server does not heed the precision here.
+        ('e', Value::Double(n)) => exponent(&format!("{n:.DIGITS$e}")),
         ('b', Value::Bool(flag)) => u8::from(*flag).to_string(),
         ('b', Value::Int(n)) => signed(*n, format!("{:b}", n.unsigned_abs())),
         ('b', Value::Uint(n)) => format!("{n:b}"),
@@ -66,12 +62,27 @@ fn one(verb: char, precision: Option<usize>, arg: &Value<'_>) -> Result<String, 
         ('x', Value::String(text)) => hex(text.as_bytes()),
         ('x', Value::Bytes(bytes)) => hex(bytes),
         ('X', _) => one('x', None, arg)?.to_uppercase(),
-        ('b' | 'o' | 'x', _) => return Err(wrong("number")),
-        (other, _) => {
-            let message = format!("could not parse formatting clause: unrecognized formatting clause \"{other}\"");
-            return Err(Fault::Other(message));
+        _ => {
+            let why = match verb {
+                'd' => "decimal clause can only be used on integers",
+                'f' => "fixed-point clause can only be used on doubles",
+                'e' => "scientific clause can only be used on doubles",
+                'b' => "only integers and bools can be formatted as binary",
+                'o' => "octal clause can only be used on integers",
+                'x' => "only integers, byte buffers, and strings can be formatted as hex",
+                other => {
+                    let message =
+                        format!("could not parse formatting clause: unrecognized formatting clause \"{other}\"");
+                    return Err(Fault::Other(message));
+                }
+            };
+            return Err(wrong(why, arg));
         }
     })
+}
+
+fn wrong(why: &str, arg: &Value<'_>) -> Fault {
+    Fault::Other(format!("error during formatting: {why}, was given {}", arg.type_name()))
 }
 
 fn signed(n: i64, digits: String) -> String {
@@ -82,35 +93,76 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Go's exponents have a sign and two digits.
-fn exponent(text: &str) -> String {
-    match text.split_once('e') {
-        Some((mantissa, exponent)) => {
-            let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |d| ('-', d));
-            format!("{mantissa}e{sign}{digits:0>2}")
+/// Commas between thousands.
+fn grouped(number: &str) -> String {
+    let end = number.find('.').unwrap_or(number.len());
+    let (whole, fraction) = number.split_at(end);
+    let mut out = String::new();
+    for (i, c) in whole.chars().enumerate() {
+        let left = whole.len() - i;
+        if left % 3 == 0 && out.ends_with(|c: char| c.is_ascii_digit()) {
+            out.push(',');
         }
-        None => text.to_owned(),
+        out.push(c);
     }
+    out + fraction
 }
 
+/// `1.5e3` as `1.5×10⁰³`.
+fn exponent(text: &str) -> String {
+    let Some((mantissa, exponent)) = text.split_once('e') else {
+        return text.to_owned();
+    };
+    let (sign, digits) = exponent.strip_prefix('-').map_or(("", exponent), |d| ("⁻", d));
+    let raised: String = format!("{digits:0>2}")
+        .bytes()
+        .map(|b| ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'][usize::from(b.saturating_sub(b'0')) % 10])
+        .collect();
+    format!("{mantissa}×10{sign}{raised}")
+}
+
+/// `%s`
 fn shown(value: &Value<'_>) -> Result<String, Fault> {
     Ok(match value {
-        Value::List(list) => {
-            let items: Result<Vec<String>, Fault> = List::items(list)?.iter().map(shown).collect();
-            format!("[{}]", items?.join(", "))
-        }
-        Value::Map(map) => {
-            let mut entries = Vec::new();
-            for (key, value) in Map::entries(map)? {
-                entries.push(format!("{}: {}", shown(&key)?, shown(&value)?));
-            }
-            entries.sort();
-            format!("{{{}}}", entries.join(", "))
-        }
-        Value::Object(_) | Value::Optional(_) => {
-            let message = format!("string clause cannot be used on {}", value.type_name());
-            return Err(Fault::Other(message));
+        Value::List(_) | Value::Map(_) | Value::Object(_) => nested(value)?,
+        Value::Optional(_)
+        | Value::Quantity(_)
+        | Value::Url(_)
+        | Value::Ip(_)
+        | Value::Cidr(_)
+        | Value::Semver(_)
+        | Value::Format(_) => {
+            let why = "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps";
+            return Err(wrong(why, value));
         }
         other => plain_text(other),
+    })
+}
+
+fn braced(entries: Vec<(Value<'_>, Value<'_>)>) -> Result<String, Fault> {
+    let mut shown = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        shown.push((nested(&key)?, nested(&value)?));
+    }
+    shown.sort();
+    let shown: Vec<String> = shown.iter().map(|(k, v)| format!("{k}:{v}")).collect();
+    Ok(format!("{{{}}}", shown.join(", ")))
+}
+
+/// A part of a list or map, as a CEL literal.
+fn nested(value: &Value<'_>) -> Result<String, Fault> {
+    Ok(match value {
+        Value::List(list) => {
+            let items: Result<Vec<String>, Fault> = List::items(list)?.iter().map(nested).collect();
+            format!("[{}]", items?.join(", "))
+        }
+        Value::Map(map) => braced(Map::entries(map)?)?,
+        Value::Object(object) => braced(object.entries()?)?,
+        Value::String(text) => quote(text),
+        Value::Bytes(_) => format!("b{}", quote(&plain_text(value))),
+        Value::Timestamp(_) => format!("timestamp({})", quote(&plain_text(value))),
+        Value::Duration(_) => format!("duration({})", quote(&plain_text(value))),
+        Value::Double(n) if n.is_finite() => format!("{n:.DIGITS$}"),
+        other => shown(other)?,
     })
 }

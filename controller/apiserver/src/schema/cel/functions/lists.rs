@@ -59,7 +59,9 @@ fn whole<'a>(name: &str, items: Vec<Value<'a>>, others: &[Value<'a>], tools: &mu
         ("sets.contains", [Value::List(part)]) => contains(&items, part, tools).map(Bool),
         ("sets.equivalent", [Value::List(other)]) => other.items().and_then(|others| {
             let back = List::Own(items.clone().into());
-            Ok(Bool(contains(&items, other, tools)? && contains(&others, &back, tools)?))
+            Ok(Bool(
+                contains(&items, other, tools)? && contains(&others, &back, tools)?,
+            ))
         }),
         ("sets.intersects", [Value::List(other)]) => other.items().and_then(|others| {
             pairs(&items, &others, tools)?;
@@ -151,9 +153,7 @@ fn sum<'a>(items: &[Value<'a>]) -> Outcome<'a> {
             (Some(Value::Int(a)), Value::Int(b)) => Value::Int(a.checked_add(*b).ok_or_else(overflow)?),
             (Some(Value::Uint(a)), Value::Uint(b)) => Value::Uint(a.checked_add(*b).ok_or_else(overflow)?),
             (Some(Value::Double(a)), Value::Double(b)) => Value::Double(a + b),
-            (Some(Value::Duration(a)), Value::Duration(b)) => {
-                Value::Duration(a.checked_add(*b).ok_or_else(overflow)?)
-            }
+            (Some(Value::Duration(a)), Value::Duration(b)) => Value::Duration(a.checked_add(*b).ok_or_else(overflow)?),
             _ => return Err(Fault::NoOverload),
         });
     }
@@ -162,9 +162,9 @@ fn sum<'a>(items: &[Value<'a>]) -> Outcome<'a> {
 
 /// Items in the order of their keys; all keys of one kind.
 fn sort<'a>(mut keyed: Vec<(Value<'a>, Value<'a>)>) -> Outcome<'a> {
-    let comparable = keyed.windows(2).all(|pair| {
-        pair[0].0.type_name() == pair[1].0.type_name() && pair[0].0.compare(&pair[1].0).is_some()
-    });
+    let comparable = keyed
+        .windows(2)
+        .all(|pair| pair[0].0.type_name() == pair[1].0.type_name() && pair[0].0.compare(&pair[1].0).is_some());
     if !comparable {
         return Err(Fault::other("list elements must have the same type"));
     }

@@ -23,7 +23,7 @@ pub(super) use net::{Cidr, Url};
 pub(super) use quantity::Quantity;
 pub(super) use semver::Semver;
 pub(super) use strings::plain_text;
-pub(super) use times::{parse_duration, parse_timestamp};
+pub(super) use times::{parse_duration, parse_timestamp, parse_worded_duration};
 
 /// Longest text that a function makes, in bytes.
 const MAX_TEXT: usize = 3 * 1024 * 1024;

@@ -58,7 +58,10 @@ static FORMATS: [NamedFormat; 13] = [
     },
     NamedFormat {
         name: "uri",
-        problems: |text| unless(formats::matches("uri", text), "invalid URI for request"),
+        problems: |text| {
+            let problem = format!("parse {text:?}: invalid URI for request");
+            unless(formats::matches("uri", text), &problem)
+        },
     },
     NamedFormat {
         name: "uuid",

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::schema::cel::value::{Fault, Map, Outcome, Value};
 
 /// The parts of a URL as Go's `net/url` names them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::schema::cel) struct Url {
     scheme: String,
     host: String,
@@ -52,13 +52,16 @@ fn parse_url(text: &str) -> Result<Url, Fault> {
         _ => return Err(wrong("invalid URI for request")),
     };
     if !rest.starts_with('/') {
-        return Err(wrong("invalid URI for request"));
+        // An opaque one, such as `mailto:`.
+        return Ok(Url {
+            scheme,
+            ..Url::default()
+        });
     }
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (host, path) = match rest.strip_prefix("//") {
-        // Without a scheme, `//` begins a path.
-        Some(rest) if !scheme.is_empty() => {
+        Some(rest) if !(scheme.is_empty() && rest.starts_with('/')) => {
             let end = rest.find('/').unwrap_or(rest.len());
             let (authority, path) = rest.split_at(end);
             (authority.rsplit_once('@').map_or(authority, |(_, host)| host), path)
@@ -112,9 +115,13 @@ impl Url {
 
     /// The path with everything escaped that must be.
     fn escaped_path(&self) -> String {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&b);
+        if self.path.bytes().all(|b| plain(b) || b"!'()*%[]".contains(&b)) {
+            return self.path.clone();
+        }
         let mut out = String::new();
-        for b in self.path.bytes() {
-            if b.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@!'()*%[]".contains(&b) {
+        for b in unescape(&self.path.replace('+', "%2B")).unwrap_or_default().bytes() {
+            if plain(b) {
                 out.push(char::from(b));
             } else {
                 out.push_str(&format!("%{b:02X}"));
@@ -159,7 +166,9 @@ fn unescape(text: &str) -> Option<String> {
 
 fn parse_ip(text: &str) -> Result<IpAddr, Fault> {
     if text.contains('%') {
-        return Err(Fault::Other(format!("IP address {text:?} with zone value is not allowed")));
+        return Err(Fault::Other(format!(
+            "IP address {text:?} with zone value is not allowed"
+        )));
     }
     let address: IpAddr = text.parse().map_err(|_| {
         Fault::Other(format!(
@@ -184,12 +193,14 @@ fn width(address: IpAddr) -> u8 {
 }
 
 fn parse_cidr(text: &str) -> Result<Cidr, Fault> {
-    let wrong = || {
+    // The real server says it twice.
+    let wrong = |why: &str| {
         Fault::Other(format!(
-            "network address parse error during conversion from string: netip.ParsePrefix({text:?}): not a network"
+            "network address parse error during conversion from string: network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}"
         ))
     };
-    let (address, bits) = text.rsplit_once('/').ok_or_else(wrong)?;
+    let (address, bits) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'"))?;
+    let wrong = || wrong("unable to parse IP or bad bits after slash");
     let address: IpAddr = address.parse().map_err(|_| wrong())?;
     // No sign, no leading zero.
     let plain = bits == "0" || (!bits.starts_with('0') && bits.bytes().all(|b| b.is_ascii_digit()));
@@ -232,9 +243,7 @@ fn global_unicast(address: IpAddr) -> bool {
         IpAddr::V4(v4) => {
             !(v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_link_local() || v4.is_broadcast())
         }
-        IpAddr::V6(v6) => {
-            !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local())
-        }
+        IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local()),
     }
 }
 

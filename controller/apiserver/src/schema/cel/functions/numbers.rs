@@ -5,7 +5,10 @@ use crate::schema::cel::value::{Fault, Outcome, Value};
 
 pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
     let int = |n: Option<i64>| n.map(Value::Int).ok_or_else(overflow);
-    let uint = |n: Option<u64>| n.map(Value::Uint).ok_or_else(|| Fault::other("unsigned integer overflow"));
+    let uint = |n: Option<u64>| {
+        n.map(Value::Uint)
+            .ok_or_else(|| Fault::other("unsigned integer overflow"))
+    };
     let zero = |what: &str| Err(Fault::Other(what.to_owned()));
     Some(match (name, args) {
         ("-_", [Value::Int(n)]) => int(n.checked_neg()),
@@ -30,7 +33,7 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
         ("bool", [Value::String(text)]) => match &**text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Value::Bool(true)),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Value::Bool(false)),
-            _ => Err(Fault::Other(format!("type conversion error from 'string' to 'bool': {text}"))),
+            _ => Err(conversion("bool")),
         },
         ("int", [value]) => int_of(value)?,
         ("uint", [value]) => uint_of(value)?,
@@ -38,18 +41,15 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
             Value::Double(n) => Ok(Value::Double(*n)),
             Value::Int(n) => Ok(Value::Double(*n as f64)),
             Value::Uint(n) => Ok(Value::Double(*n as f64)),
-            Value::String(text) => text
-                .parse()
-                .map(Value::Double)
-                .map_err(|_| conversion(text, "double")),
+            Value::String(text) => text.parse().map(Value::Double).map_err(|_| conversion("double")),
             _ => return None,
         },
         _ => return None,
     })
 }
 
-fn conversion(text: &str, to: &str) -> Fault {
-    Fault::Other(format!("type conversion error from 'string' to '{to}': {text}"))
+fn conversion(to: &str) -> Fault {
+    Fault::Other(format!("type conversion error from 'string' to '{to}'"))
 }
 
 fn int_of<'a>(value: &Value<'a>) -> Option<Outcome<'a>> {
@@ -59,7 +59,7 @@ fn int_of<'a>(value: &Value<'a>) -> Option<Outcome<'a>> {
         // Strictly inside: the limits themselves are not exact as doubles.
         Value::Double(n) if n.abs() < i64::MAX as f64 => Ok(Value::Int(*n as i64)),
         Value::Double(_) => Err(overflow()),
-        Value::String(text) => text.parse().map(Value::Int).map_err(|_| conversion(text, "int")),
+        Value::String(text) => text.parse().map(Value::Int).map_err(|_| conversion("int")),
         Value::Timestamp(moment) => Ok(Value::Int(moment.as_second())),
         Value::Duration(nanos) => Ok(Value::Int(*nanos)),
         _ => return None,
@@ -73,7 +73,7 @@ fn uint_of<'a>(value: &Value<'a>) -> Option<Outcome<'a>> {
         Value::Int(n) => u64::try_from(*n).map(Value::Uint).map_err(|_| overflow()),
         Value::Double(n) if *n >= 0.0 && *n < u64::MAX as f64 => Ok(Value::Uint(*n as u64)),
         Value::Double(_) => Err(overflow()),
-        Value::String(text) => text.parse().map(Value::Uint).map_err(|_| conversion(text, "uint")),
+        Value::String(text) => text.parse().map(Value::Uint).map_err(|_| conversion("uint")),
         _ => return None,
     })
 }

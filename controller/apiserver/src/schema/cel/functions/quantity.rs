@@ -8,27 +8,37 @@ const NANO: i128 = 1_000_000_000;
 /// No quantity is larger: the real server rounds to it.
 const MAX: i128 = (i64::MAX as i128) * NANO;
 
-/// A quantity in nanounits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::schema::cel) struct Quantity(i128);
+/// A quantity.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::schema::cel) struct Quantity {
+    nanos: i128,
+    /// Written so that the real server takes it for an integer, which it does not do for `1.0` or `1.5Gi`.
+    integral: bool,
+}
+
+impl PartialEq for Quantity {
+    fn eq(&self, other: &Quantity) -> bool {
+        self.nanos == other.nanos
+    }
+}
 
 impl Quantity {
     /// Reads `1.5Gi`, `100m`, `1e3`.
     fn parse(text: &str) -> Result<Quantity, Fault> {
         let wrong = || {
-            Fault::other(
-                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
-            )
+            Fault::other("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
         };
         let (negative, rest) = match text.as_bytes().first() {
             Some(b'-') => (true, &text[1..]),
             Some(b'+') => (false, &text[1..]),
             _ => (false, text),
         };
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         let (number, suffix) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.len() + fraction.len() == 0 || fraction.contains('.') {
+        if text.is_empty() || fraction.contains('.') {
             return Err(wrong());
         }
         let (base, exponent) = scale(suffix).ok_or_else(wrong)?;
@@ -44,18 +54,40 @@ impl Quantity {
             let mantissa: i128 = digits.parse().map_err(|_| wrong())?;
             nanos(mantissa, fraction.len().min(18) as u32, base, exponent, cut)
         };
-        let value = value.min(MAX);
-        Ok(Quantity(if negative { -value } else { value }))
+        let nanos = value.min(MAX);
+        let digits = (whole.len() + fraction.len()) as i32;
+        let fits = if base == 2 {
+            14 - digits - exponent * 3 / 10 >= 0
+        } else {
+            digits <= 18
+        };
+        Ok(Quantity {
+            nanos: if negative { -nanos } else { nanos },
+            integral: fits && fraction.is_empty() && exponent >= 0,
+        })
     }
 
     fn whole(self) -> Option<i64> {
-        (self.0 % NANO == 0).then(|| i64::try_from(self.0 / NANO).ok()).flatten()
+        self.integral.then(|| i64::try_from(self.nanos / NANO).ok()).flatten()
     }
 
-    fn plus(self, nanos: Option<i128>) -> Outcome<'static> {
-        let sum = nanos.and_then(|n| self.0.checked_add(n));
-        sum.map(|n| Value::Quantity(Quantity(n)))
-            .ok_or_else(|| Fault::other("quantity overflow"))
+    /// `self + sign * other`
+    fn plus(self, sign: i128, other: Quantity) -> Outcome<'static> {
+        let sum = other.nanos.checked_mul(sign).and_then(|n| self.nanos.checked_add(n));
+        let nanos = sum.ok_or_else(|| Fault::other("quantity overflow"))?;
+        Ok(Value::Quantity(Quantity {
+            nanos,
+            integral: self.integral && other.integral,
+        }))
+    }
+}
+
+impl From<i64> for Quantity {
+    fn from(n: i64) -> Quantity {
+        Quantity {
+            nanos: i128::from(n) * NANO,
+            integral: true,
+        }
     }
 }
 
@@ -103,10 +135,9 @@ fn nanos(mantissa: i128, decimals: u32, base: i128, exponent: i32, cut: bool) ->
     };
     if tens >= 0 {
         let factor = 10_i128.checked_pow(tens.unsigned_abs());
-        return factor.and_then(|f| scaled.checked_mul(f)).map_or(
-            if scaled == 0 { 0 } else { MAX },
-            |n| n + i128::from(cut),
-        );
+        return factor
+            .and_then(|f| scaled.checked_mul(f))
+            .map_or(if scaled == 0 { 0 } else { MAX }, |n| n + i128::from(cut));
     }
     match 10_i128.checked_pow(tens.unsigned_abs()) {
         Some(divisor) => scaled / divisor + i128::from(scaled % divisor != 0 || cut),
@@ -118,24 +149,24 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
     Some(match (name, args) {
         ("quantity", [Value::String(text)]) => Quantity::parse(text).map(Value::Quantity),
         ("isQuantity", [Value::String(text)]) => Ok(Value::Bool(Quantity::parse(text).is_ok())),
-        ("sign", [Value::Quantity(q)]) => Ok(Value::Int(q.0.signum() as i64)),
+        ("sign", [Value::Quantity(q)]) => Ok(Value::Int(q.nanos.signum() as i64)),
         ("isInteger", [Value::Quantity(q)]) => Ok(Value::Bool(q.whole().is_some())),
         ("asInteger", [Value::Quantity(q)]) => q
             .whole()
             .map(Value::Int)
             .ok_or_else(|| Fault::other("cannot convert value to integer")),
-        ("asApproximateFloat", [Value::Quantity(q)]) => Ok(Value::Double(q.0 as f64 / NANO as f64)),
-        ("compareTo", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Int(match a.cmp(b) {
+        ("asApproximateFloat", [Value::Quantity(q)]) => Ok(Value::Double(q.nanos as f64 / NANO as f64)),
+        ("compareTo", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Int(match a.nanos.cmp(&b.nanos) {
             Ordering::Less => -1,
             Ordering::Equal => 0,
             Ordering::Greater => 1,
         })),
-        ("isGreaterThan", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Bool(a > b)),
-        ("isLessThan", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Bool(a < b)),
-        ("add", [Value::Quantity(a), Value::Quantity(b)]) => a.plus(Some(b.0)),
-        ("add", [Value::Quantity(a), Value::Int(b)]) => a.plus(i128::from(*b).checked_mul(NANO)),
-        ("sub", [Value::Quantity(a), Value::Quantity(b)]) => a.plus(Some(-b.0)),
-        ("sub", [Value::Quantity(a), Value::Int(b)]) => a.plus(i128::from(*b).checked_mul(-NANO)),
+        ("isGreaterThan", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Bool(a.nanos > b.nanos)),
+        ("isLessThan", [Value::Quantity(a), Value::Quantity(b)]) => Ok(Value::Bool(a.nanos < b.nanos)),
+        ("add", [Value::Quantity(a), Value::Quantity(b)]) => a.plus(1, *b),
+        ("add", [Value::Quantity(a), Value::Int(b)]) => a.plus(1, (*b).into()),
+        ("sub", [Value::Quantity(a), Value::Quantity(b)]) => a.plus(-1, *b),
+        ("sub", [Value::Quantity(a), Value::Int(b)]) => a.plus(-1, (*b).into()),
         _ => return None,
     })
 }

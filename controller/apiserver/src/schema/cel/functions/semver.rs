@@ -27,7 +27,9 @@ impl Semver {
         let (text, build) = text.split_once('+').map_or((text, None), |(t, b)| (t, Some(b)));
         let (core, pre) = text.split_once('-').map_or((text, None), |(c, p)| (c, Some(p)));
         let parts: Vec<&str> = core.split('.').collect();
-        let [major, minor, patch] = parts.as_slice() else { return None };
+        let [major, minor, patch] = parts.as_slice() else {
+            return None;
+        };
         if !build.is_none_or(identifiers) || !pre.is_none_or(identifiers) {
             return None;
         }
@@ -71,15 +73,17 @@ impl Semver {
             (Err(_), Ok(_)) => Ordering::Greater,
             _ => a.cmp(b),
         };
-        self.numbers.cmp(&other.numbers).then_with(|| match (self.pre.as_slice(), other.pre.as_slice()) {
-            ([], []) => Ordering::Equal,
-            ([], _) => Ordering::Greater,
-            (_, []) => Ordering::Less,
-            (a, b) => {
-                let first = a.iter().zip(b).map(|(a, b)| part(a, b)).find(|order| order.is_ne());
-                first.unwrap_or_else(|| a.len().cmp(&b.len()))
-            }
-        })
+        self.numbers
+            .cmp(&other.numbers)
+            .then_with(|| match (self.pre.as_slice(), other.pre.as_slice()) {
+                ([], []) => Ordering::Equal,
+                ([], _) => Ordering::Greater,
+                (_, []) => Ordering::Less,
+                (a, b) => {
+                    let first = a.iter().zip(b).map(|(a, b)| part(a, b)).find(|order| order.is_ne());
+                    first.unwrap_or_else(|| a.len().cmp(&b.len()))
+                }
+            })
     }
 }
 
@@ -95,7 +99,7 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
     let version = |text: &str, lenient: bool| {
         read(text, lenient)
             .map(|v| Value::Semver(Rc::new(v)))
-            .ok_or_else(|| Fault::Other(format!("{text:?} is no semantic version")))
+            .ok_or_else(|| Fault::other("No Major.Minor.Patch elements found"))
     };
     Some(match (name, args) {
         ("semver", [String(text)]) => version(text, false),

@@ -78,7 +78,7 @@ pub(in crate::schema::cel) fn plain_text(value: &Value<'_>) -> String {
         Value::Bool(flag) => flag.to_string(),
         Value::Int(n) => n.to_string(),
         Value::Uint(n) => n.to_string(),
-        Value::Double(n) => go_float(*n),
+        Value::Double(n) => double(*n),
         Value::String(text) => text.to_string(),
         Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::Timestamp(moment) => moment.to_string(),
@@ -87,6 +87,20 @@ pub(in crate::schema::cel) fn plain_text(value: &Value<'_>) -> String {
         Value::Ip(address) => address.to_string(),
         Value::Cidr(cidr) => cidr.to_string(),
         other => other.type_name().into(),
+    }
+}
+
+/// The shortest digits, with an exponent from a million on.
+fn double(n: f64) -> String {
+    if n.is_infinite() {
+        return if n > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
+    }
+    if n.abs() < 1e6 || n.is_nan() {
+        return go_float(n);
+    }
+    match format!("{n:e}").split_once('e') {
+        Some((mantissa, exponent)) => format!("{mantissa}e+{exponent:0>2}"),
+        None => go_float(n),
     }
 }
 
@@ -108,15 +122,28 @@ fn char_at<'a>(text: &str, at: i64) -> Outcome<'a> {
 }
 
 fn index_of<'a>(text: &str, part: &str, from: i64) -> Outcome<'a> {
-    let start = byte(text, place(text, from)?);
+    if part.is_empty() {
+        return Ok(Value::Int(from));
+    }
+    let start = byte(text, offset(from)?);
     let found = text[start..].find(part).map(|at| text[..start + at].chars().count());
     Ok(Value::Int(found.map_or(-1, |at| at as i64)))
 }
 
+/// Where a search begins; beyond the end nothing is found.
+fn offset(from: i64) -> Result<usize, Fault> {
+    usize::try_from(from).map_err(|_| Fault::Other(format!("index out of range: {from}")))
+}
+
 /// The last match that begins at `from` or before.
 fn last_index_of<'a>(text: &str, part: &str, from: Option<i64>) -> Outcome<'a> {
-    let end = match from {
-        Some(from) => (byte(text, place(text, from)?) + part.len()).min(text.len()),
+    let size = text.chars().count();
+    if part.is_empty() {
+        return Ok(Value::Int(from.unwrap_or(size as i64)));
+    }
+    let end = match from.map(offset).transpose()? {
+        Some(from) if from >= size => return Ok(Value::Int(-1)),
+        Some(from) => (byte(text, from) + part.len()).min(text.len()),
         None => text.len(),
     };
     // The end may fall into a character when `part` does not fit there: then nothing matches there either.

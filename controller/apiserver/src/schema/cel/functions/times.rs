@@ -17,6 +17,40 @@ pub(in crate::schema::cel) fn parse_timestamp(text: &str) -> Option<Timestamp> {
 
 /// Reads Go's durations, like `1h30m` or `-1.5s`, into nanoseconds.
 pub(in crate::schema::cel) fn parse_duration(text: &str) -> Option<i64> {
+    read_duration(text, |unit| {
+        Some(match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        })
+    })
+}
+
+/// Reads what `format: duration` allows: Go's form, or units in words like `3 hours`.
+pub(in crate::schema::cel) fn parse_worded_duration(text: &str) -> Option<i64> {
+    parse_duration(text).or_else(|| {
+        let joined: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        read_duration(&joined, |unit| {
+            Some(match unit {
+                "ns" | "nano" | "nanos" => 1,
+                "us" | "µs" | "μs" | "micro" | "micros" => 1_000,
+                "ms" | "milli" | "millis" => 1_000_000,
+                "s" | "sec" | "secs" | "second" | "seconds" => 1_000_000_000,
+                "m" | "min" | "mins" | "minute" | "minutes" => 60_000_000_000,
+                "h" | "hr" | "hrs" | "hour" | "hours" => 3_600_000_000_000,
+                "d" | "day" | "days" => 86_400_000_000_000,
+                "w" | "wk" | "week" | "weeks" => 604_800_000_000_000,
+                _ => return None,
+            })
+        })
+    })
+}
+
+fn read_duration(text: &str, unit_of: impl Fn(&str) -> Option<i128>) -> Option<i64> {
     let (negative, mut rest) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
         b'+' => (false, &text[1..]),
@@ -32,17 +66,11 @@ pub(in crate::schema::cel) fn parse_duration(text: &str) -> Option<i64> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, after) = rest.split_at(end);
-        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let end = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
         let (unit, after) = after.split_at(end);
-        let unit: i128 = match unit {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
+        let unit = unit_of(unit)?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.len() + fraction.len() == 0 || whole.len() > 19 || fraction.contains('.') {
             return None;
@@ -61,7 +89,11 @@ pub(in crate::schema::cel) fn parse_duration(text: &str) -> Option<i64> {
 
 /// Seconds with a fraction, as CEL prints durations.
 pub(super) fn duration_text(nanos: i64) -> String {
-    let (sign, size) = if nanos < 0 { ("-", nanos.unsigned_abs()) } else { ("", nanos.unsigned_abs()) };
+    let (sign, size) = if nanos < 0 {
+        ("-", nanos.unsigned_abs())
+    } else {
+        ("", nanos.unsigned_abs())
+    };
     let (seconds, fraction) = (size / SECOND.unsigned_abs(), size % SECOND.unsigned_abs());
     if fraction == 0 {
         return format!("{sign}{seconds}s");
@@ -77,15 +109,14 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
         ("timestamp", [Value::Timestamp(_)]) | ("duration", [Duration(_)]) => Ok(args[0].clone()),
         ("timestamp", [String(text)]) => parse_timestamp(text)
             .map(Value::Timestamp)
-            .ok_or_else(|| Fault::Other(format!("cannot parse {text:?} as a timestamp"))),
+            .ok_or_else(|| Fault::other("type conversion error from 'string' to 'google.protobuf.Timestamp'")),
         ("timestamp", [Int(seconds)]) => Timestamp::from_second(*seconds)
             .map(Value::Timestamp)
             .map_err(|_| Fault::other("timestamp overflow")),
         ("duration", [String(text)]) => parse_duration(text)
             .map(Duration)
-            .ok_or_else(|| Fault::Other(format!("time: invalid duration {text:?}"))),
+            .ok_or_else(|| Fault::other("type conversion error from 'string' to 'google.protobuf.Duration'")),
         ("duration", [Int(nanos)]) => Ok(Duration(*nanos)),
-        ("-_", [Duration(nanos)]) => span(nanos.checked_neg()),
         ("_+_", [Duration(a), Duration(b)]) => span(a.checked_add(*b)),
         ("_-_", [Duration(a), Duration(b)]) => span(a.checked_sub(*b)),
         ("_+_", [Value::Timestamp(moment), Duration(nanos)] | [Duration(nanos), Value::Timestamp(moment)]) => {
@@ -98,8 +129,7 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Outcome<'a>> {
         ("getHours", [Duration(nanos)]) => Ok(Int(nanos / SECOND / 3600)),
         ("getMinutes", [Duration(nanos)]) => Ok(Int(nanos / SECOND / 60)),
         ("getSeconds", [Duration(nanos)]) => Ok(Int(nanos / SECOND)),
-        // Only the part below the second, as cel-go has it.
-        ("getMilliseconds", [Duration(nanos)]) => Ok(Int(nanos % SECOND / 1_000_000)),
+        ("getMilliseconds", [Duration(nanos)]) => Ok(Int(nanos / 1_000_000)),
         (_, [Value::Timestamp(moment)]) => part(name, *moment, TimeZone::UTC)?,
         (_, [Value::Timestamp(moment), String(zone)]) => match time_zone(zone) {
             Some(zone) => part(name, *moment, zone)?,
