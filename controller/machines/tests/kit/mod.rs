@@ -305,7 +305,7 @@ impl Agent {
     }
 }
 
-fn mke2fs(root: &Path, to: &Path, size: &str) -> bool {
+pub fn mke2fs(root: &Path, to: &Path, size: &str) -> bool {
     let made = Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-b", "4096", "-E", "root_owner=0:0", "-d"])
         .arg(root)
