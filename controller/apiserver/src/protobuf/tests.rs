@@ -37,6 +37,26 @@ fn namespace(name: &str) -> Vec<u8> {
     body("v1", "Namespace", &raw)
 }
 
+fn unhex(text: &str) -> Vec<u8> {
+    let digit = |c: u8| char::from(c).to_digit(16).expect("a hexadecimal digit") as u8;
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| digit(pair[0]) << 4 | digit(pair[1]))
+        .collect()
+}
+
+#[test]
+fn bodies_of_the_real_client_mean_what_their_json_says() {
+    let mut count = 0;
+    for line in include_str!("bodies.txt").lines().filter(|line| !line.starts_with('#')) {
+        let (hex, wanted) = line.split_once(' ').expect("two columns");
+        let wanted: Value = serde_json::from_str(wanted).expect("JSON");
+        assert_eq!(decode(&unhex(hex)), Ok(wanted));
+        count += 1;
+    }
+    assert_eq!(count, 12);
+}
+
 #[test]
 fn a_namespace_keeps_its_name_and_no_empty_fields() {
     let wanted = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "play"}});
@@ -114,6 +134,15 @@ fn a_body_cut_anywhere_is_an_error_or_an_object_but_no_panic() {
     for end in 0..whole.len() {
         if let Ok(object) = decode(&whole[..end]) {
             assert!(object.is_object());
+        }
+    }
+    for line in include_str!("bodies.txt").lines().filter(|line| !line.starts_with('#')) {
+        let whole = unhex(line.split(' ').next().unwrap_or_default());
+        for place in 0..whole.len() {
+            let mut broken = whole.clone();
+            broken[place] ^= 0xff;
+            let _ = decode(&broken);
+            let _ = decode(&whole[..place]);
         }
     }
     assert!(matches!(decode(b"{}"), Err(DecodeError::Malformed(_))));

@@ -9,7 +9,7 @@ use crate::schema::FieldError;
 
 /// All values together.
 const MAX_BYTES: usize = 1024 * 1024;
-const KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name', or 'KEY_NAME', or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+const KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const IMMUTABLE: &str = "field is immutable when `immutable` is set";
 
 /// Says where a value is not base64, in the words of Go's decoder.

@@ -246,3 +246,129 @@ fn a_lease_has_a_positive_duration() {
         ]
     );
 }
+
+fn definition() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.com", "creationTimestamp": NOW},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "properties": {"spec": {"type": "object", "properties": {
+                    "size": {"type": "integer"}, "tags": {"type": "array", "items": {"type": "string"}}}}},
+            }}}],
+        },
+    })
+}
+
+#[test]
+fn a_new_definition_gets_its_names_and_a_status() {
+    let (object, errors) = created(Core::Definition, definition());
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(object["spec"]["names"]["singular"], "widget");
+    assert_eq!(object["spec"]["names"]["listKind"], "WidgetList");
+    assert_eq!(object["status"]["storedVersions"], json!(["v1"]));
+    assert!(crate::registry::definition::resource(&object).is_ok());
+}
+
+#[test]
+fn names_in_a_definition_are_labels() {
+    let mut wrong = definition();
+    wrong["spec"]["group"] = json!("example");
+    wrong["spec"]["names"]["shortNames"] = json!(["W"]);
+    wrong["spec"]["names"]["kind"] = json!("Wid get");
+    wrong["spec"]["names"]["listKind"] = json!("Wid get");
+    wrong["spec"]["versions"][0]["name"] = json!("1");
+    let (_, errors) = created(Core::Definition, wrong);
+    let starts = [
+        "spec.group: Invalid value: \"example\": should be a domain with at least one dot",
+        "spec.versions[0].name: Invalid value: \"1\": a DNS-1035 label must consist of",
+        "spec.names.singular: Invalid value: \"wid get\": a DNS-1035 label",
+        "spec.names.kind: Invalid value: \"Wid get\": may have mixed case, but should otherwise match: a DNS-1035 label",
+        "spec.names.listKind: Invalid value: \"Wid get\": may have mixed case",
+        "spec.names.shortNames[0]: Invalid value: \"W\": a DNS-1035 label",
+        "spec.names.listKind: Invalid value: \"Wid get\": kind and listKind may not be the same",
+    ];
+    assert_eq!(errors.len(), starts.len(), "{errors:?}");
+    for (error, start) in errors.iter().zip(starts) {
+        assert!(error.starts_with(start), "{error}");
+    }
+}
+
+#[test]
+fn selectable_fields_are_scalars_of_the_schema() {
+    let mut wrong = definition();
+    let paths = [".spec.size", ".spec.tags", ".spec.none", ".spec.tags[0]", ".spec.size"];
+    wrong["spec"]["versions"][0]["selectableFields"] = paths.iter().map(|p| json!({"jsonPath": p})).collect();
+    let (_, errors) = created(Core::Definition, wrong);
+    let place = |i: usize| format!("spec.selectableFields[{i}].jsonPath");
+    assert_eq!(
+        errors,
+        [
+            format!(
+                "{}: Invalid value: \".spec.tags\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+                place(1)
+            ),
+            format!(
+                "{}: Invalid value: \".spec.none\": is an invalid path: does not refer to a valid field",
+                place(2)
+            ),
+            format!(
+                "{}: Invalid value: \".spec.tags[0]\": is an invalid path: array notation is not allowed",
+                place(3)
+            ),
+            format!("{}: Duplicate value: \".spec.size\"", place(4)),
+        ]
+    );
+}
+
+#[test]
+fn a_scale_subresource_has_its_paths() {
+    let mut wrong = definition();
+    wrong["spec"]["versions"][0]["subresources"] =
+        json!({"scale": {"specReplicasPath": ".status.n", "labelSelectorPath": "spec.s"}});
+    let (_, errors) = created(Core::Definition, wrong);
+    let place = "spec.subresources.scale";
+    assert_eq!(
+        errors,
+        [
+            format!("{place}.specReplicasPath: Invalid value: \".status.n\": should be a json path under .spec"),
+            format!("{place}.statusReplicasPath: Required value"),
+            format!("{place}.labelSelectorPath: Invalid value: \"spec.s\": must be a simple json path starting with ."),
+        ]
+    );
+}
+
+#[test]
+fn an_update_of_a_definition_keeps_identity_status_and_stored_versions() {
+    let (old, _) = created(Core::Definition, definition());
+    let mut new = definition();
+    new["spec"]["scope"] = json!("Cluster");
+    new["spec"]["names"]["kind"] = json!("Gadget");
+    new["spec"]["versions"][0]["name"] = json!("v2");
+    prepare_update(Core::Definition, &mut new, &old);
+    assert_eq!(new["status"]["storedVersions"], json!(["v1", "v2"]));
+    assert_eq!(new["status"]["conditions"], old["status"]["conditions"]);
+    assert_eq!(
+        said(&validate(Core::Definition, &new, Some(&old))),
+        [
+            "spec.scope: Invalid value: \"Cluster\": field is immutable",
+            "spec.names.kind: Invalid value: \"Gadget\": field is immutable",
+            "status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions; v1 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in v1 and removes v1 from status.storedVersions",
+        ]
+    );
+}
+
+#[test]
+fn a_group_of_the_kubernetes_project_wants_approval() {
+    let mut object = definition();
+    object["spec"]["group"] = json!("things.k8s.io");
+    object["metadata"]["name"] = json!("widgets.things.k8s.io");
+    let (_, errors) = created(Core::Definition, object.clone());
+    assert_eq!(errors.len(), 1);
+    assert!(
+        errors[0].starts_with("metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups")
+    );
+    object["metadata"]["annotations"] = json!({"api-approved.kubernetes.io": "unapproved, a test"});
+    assert!(created(Core::Definition, object).1.is_empty());
+}
