@@ -82,6 +82,11 @@ impl ConsoleLog {
         Ok(())
     }
 
+    /// The newest output, as much as that; nothing where it cannot be read.
+    pub fn tail(&self, bytes: u64) -> Vec<u8> {
+        read_file(&self.dir.file(LOG), self.length.saturating_sub(bytes)).unwrap_or_default()
+    }
+
     /// A reader that shares nothing with the writer.
     pub fn reader(&self) -> ConsoleReader {
         ConsoleReader {

@@ -5,6 +5,9 @@ use vmlet_init::channel::{ExitReason, ExitRecord};
 use crate::observation::TerminationReason;
 use crate::record::Stop;
 
+/// The longest message of a guest that is passed on, in characters.
+const MESSAGE: usize = 500;
+
 /// QEMU's own view of its guest (`query-status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmStatus {
@@ -190,6 +193,24 @@ pub fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
+/// A record holds the beginning of a message only; the console has all of it, if the guest came to print it.
+pub fn with_whole_message(record: ExitRecord, console: &[u8]) -> ExitRecord {
+    let said = format!("{}: {}", record.reason.as_str(), record.message);
+    let text = String::from_utf8_lossy(console);
+    let line = text.lines().rev().find_map(|line| {
+        let whole = line.split_once("vmlet-init: ")?.1;
+        whole.starts_with(&said).then_some(whole)
+    });
+    let message = line.and_then(|line| line.strip_prefix(record.reason.as_str())?.strip_prefix(": "));
+    match message {
+        Some(message) => ExitRecord {
+            message: message.chars().take(MESSAGE).collect(),
+            ..record
+        },
+        None => record,
+    }
+}
+
 /// The last lines of what a VMM printed, for a message.
 pub fn last_lines(output: &[u8], lines: usize, bytes: usize) -> String {
     let tail = &output[output.len().saturating_sub(bytes)..];
@@ -309,6 +330,19 @@ mod tests {
         assert_eq!(judge(gone(true, false), None, false, None).reason, R::VmmDied);
         assert_eq!(judge(gone(false, false), None, true, None).reason, R::VmmDied);
         assert_eq!(judge(gone(true, true), None, true, None).reason, R::OOMKilled);
+    }
+
+    #[test]
+    fn a_message_that_a_record_has_no_room_for_is_found_on_the_console() {
+        let short = ExitRecord {
+            message: "the image's /etc/passwd has no u".into(),
+            ..record(ExitReason::SetupFailed, -1)
+        };
+        let console = "[ 1.0] vmlet-init: SetupFailed: other\n\
+            [ 1.1] vmlet-init: SetupFailed: the image's /etc/passwd has no user \"x\"\r\nbye\n";
+        let whole = with_whole_message(short.clone(), console.as_bytes());
+        assert_eq!(whole.message.trim_end(), "the image's /etc/passwd has no user \"x\"");
+        assert_eq!(with_whole_message(short.clone(), b"\xff\nnothing"), short);
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Machines {
 
     async fn adopt_all(&self) -> io::Result<()> {
         let host = &self.inner.host;
+        let begun = Instant::now();
         let looking = Arc::clone(host);
         let found = tokio::task::spawn_blocking(move || find_all(&looking)).await;
         let found = found.unwrap_or_else(|error| Err(io::Error::other(error)))?;
@@ -115,10 +116,14 @@ impl Machines {
             tracing::warn!(%error, "the cache of initrds was not swept");
         }
         // What their monitors say belongs to the first observation; a VMM that hangs holds nobody up.
-        let settled = futures::future::join_all(adopted.into_iter().map(|mut seen| async move {
+        let settled = futures::future::join_all(adopted.iter_mut().map(|seen| async move {
             let _ = seen.wait_for(|seen| !is_adopting(seen)).await;
         }));
         let _ = tokio::time::timeout(ADOPTION, settled).await;
+        let runs = |seen: &watch::Receiver<Observation>| seen.borrow().vmm.as_ref().is_some_and(|vmm| vmm.pid.is_some());
+        let count = adopted.iter().filter(|seen| runs(seen)).count();
+        let took_us = begun.elapsed().as_micros();
+        tracing::info!(count, took_us, "machines are adopted");
         Ok(())
     }
 

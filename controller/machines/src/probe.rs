@@ -45,7 +45,7 @@ pub struct Qemu {
 /// One thing to know about this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// A word for it: `QEMU`, `KVM`, `Cgroups`, `Isolation`.
+    /// A word for it: `QEMU`, `KVM`, `Cgroups`, `Isolation`, `Lingering`.
     pub name: &'static str,
     /// How it is.
     pub level: Level,
@@ -214,7 +214,7 @@ fn isolation_findings(config: &Config) -> Vec<Finding> {
     };
     let root = rustix::process::geteuid().is_root();
     let groups = config.isolate && crate::cgroup::Cgroups::find().available();
-    vec![
+    let mut findings = vec![
         finding(
             "Cgroups",
             groups,
@@ -229,7 +229,32 @@ fn isolation_findings(config: &Config) -> Vec<Finding> {
             "machines run as the agent's own user",
             "run the agent as root",
         ),
-    ]
+    ];
+    let user = rustix::process::geteuid().as_raw();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    if let Some(ok) = lingers(user, &passwd, &|path| path.exists()) {
+        findings.push(finding(
+            "Lingering",
+            ok,
+            "machines run on after this user's last session",
+            "systemd may end this user's processes, machines among them, with the last session",
+            "loginctl enable-linger",
+        ));
+    }
+    findings
+}
+
+/// Whether the processes of an ordinary user outlive a session. None: nobody would end them, as of root.
+fn lingers(user: u32, passwd: &str, exists: &dyn Fn(&Path) -> bool) -> Option<bool> {
+    if user == 0 || !exists(Path::new("/run/systemd/system")) {
+        return None;
+    }
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user)).then_some(name)
+    });
+    Some(name.is_some_and(|name| exists(&Path::new("/var/lib/systemd/linger").join(name))))
 }
 
 #[cfg(test)]
@@ -254,6 +279,21 @@ mod tests {
             let why = kvm(cpuinfo, there, open).expect_err("unusable");
             assert!(why.contains(word), "{why}");
         }
+    }
+
+    #[test]
+    fn an_ordinary_user_under_systemd_is_told_about_lingering() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n";
+        let there = |all: &'static [&str]| move |path: &Path| all.iter().any(|p| Path::new(p) == path);
+        let (systemd, both) = (
+            there(&["/run/systemd/system"]),
+            there(&["/run/systemd/system", "/var/lib/systemd/linger/me"]),
+        );
+        assert_eq!(lingers(1000, passwd, &systemd), Some(false));
+        assert_eq!(lingers(1000, passwd, &both), Some(true));
+        assert_eq!(lingers(1001, passwd, &both), Some(false));
+        assert_eq!(lingers(0, passwd, &systemd), None);
+        assert_eq!(lingers(1000, passwd, &there(&[])), None);
     }
 
     #[test]

@@ -46,3 +46,14 @@ async fn a_machine_runs_is_adopted_stopped_and_deleted() {
     assert_eq!(agent.machines.list(), Vec::<String>::new());
     assert_eq!(agent.seen(&uid).phase, Phase::Deleted);
 }
+
+#[test]
+fn an_ordinary_user_gets_the_whole_of_it() {
+    let Some(text) = kit::as_ordinary_user(&["--exact", "a_machine_runs_is_adopted_stopped_and_deleted"]) else {
+        return;
+    };
+    assert!(text.contains("1 passed"), "{text}");
+    if Kit::linux().is_some() {
+        assert!(!text.contains("skipped"), "{text}");
+    }
+}

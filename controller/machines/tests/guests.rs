@@ -82,10 +82,14 @@ async fn a_guest_that_cannot_go_on_powers_off_and_says_why() {
         change(&mut spec);
         cases.push((uid(), spec, why, code));
     };
-    case("CannotExecute: /bin/absent: not found in the im", Some(127), &|spec| {
-        spec.guest.command = Some(words(&["/bin/absent"]));
-    });
-    case("SetupFailed: the image's /etc/passwd has no us", None, &|spec| {
+    case(
+        "CannotExecute: /bin/absent: not found in the image",
+        Some(127),
+        &|spec| {
+            spec.guest.command = Some(words(&["/bin/absent"]));
+        },
+    );
+    case("SetupFailed: the image's /etc/passwd has no user", None, &|spec| {
         spec.guest.image.user = "nobody-here".into();
     });
     case("NothingToRun: the image has no entrypoint", None, &|spec| {

@@ -441,3 +441,30 @@ async fn many_machines_are_adopted_at_once() {
     }
     assert_eq!(kit.vmms(), Vec::<i32>::new());
 }
+
+#[test]
+fn an_ordinary_user_has_the_same_life() {
+    let skipped = ["an_ordinary_user_has_the_same_life", "many_machines"];
+    let arguments: Vec<&str> = skipped.iter().flat_map(|name| ["--skip", name]).collect();
+    let Some(text) = kit::as_ordinary_user(&arguments) else {
+        return;
+    };
+    assert!(text.contains(" 0 failed"), "{text}");
+    assert!(text.contains("what an ordinary user cannot have"), "{text}");
+}
+
+#[test]
+fn what_an_ordinary_user_cannot_have_is_found_with_a_remedy() {
+    // SAFETY: a system call without arguments.
+    if unsafe { libc::geteuid() } == 0 {
+        println!("skipped: root can have it all");
+        return;
+    }
+    let facts = vmlet_machines::probe(&Config::new("/nonexistent".into()));
+    for name in ["Cgroups", "Isolation"] {
+        let finding = facts.findings.iter().find(|finding| finding.name == name).expect(name);
+        assert_eq!(finding.level, vmlet_machines::Level::Warning, "{finding:?}");
+        assert!(finding.remedy.is_some(), "{finding:?}");
+    }
+    println!("what an ordinary user cannot have was looked for");
+}

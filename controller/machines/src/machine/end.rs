@@ -12,7 +12,7 @@ use vmlet_init::channel::{ExitRecord, RECORD_SIZE};
 use crate::crash::crash_point;
 use crate::directory::{CONTROL, INITRD, MONITOR, VMM_LOG};
 use crate::durable;
-use crate::life::{End, last_lines};
+use crate::life::{End, last_lines, with_whole_message};
 use crate::machine::monitor::Link;
 use crate::machine::{Guest, Machine, Ports, RETRY};
 use crate::observation::Termination;
@@ -22,6 +22,8 @@ use crate::record::Stage;
 
 /// How long a VMM whose guest has ended may take to go.
 pub const QUIT: Duration = Duration::from_secs(5);
+/// How much of the console is looked at for a guest's last words, in bytes.
+const CONSOLE_TAIL: u64 = 16 << 10;
 /// The VMM's own log is cut when it grows beyond this.
 const MAX_VMM_LOG: u64 = 256 << 10;
 
@@ -33,7 +35,10 @@ impl Machine {
         // A crash between the two: the record has the verdict already, only the quitting is left.
         if !self.run_is_over() {
             let exit = match end {
-                End::Shutdown { .. } => self.read_exit_record().await,
+                End::Shutdown { .. } => self
+                    .read_exit_record()
+                    .await
+                    .map(|record| with_whole_message(record, &self.console.tail(CONSOLE_TAIL))),
                 _ => None,
             };
             crash_point("end-read");

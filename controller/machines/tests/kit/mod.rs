@@ -8,6 +8,8 @@ pub mod kernel;
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -314,6 +316,43 @@ pub fn mke2fs(root: &Path, to: &Path, size: &str) -> bool {
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .output();
     made.is_ok_and(|output| output.status.success())
+}
+
+/// Runs tests of this program once more as an ordinary user (65534), with all that they need where that
+/// user can reach it. None, with a printed word: this is one already.
+pub fn as_ordinary_user(arguments: &[&str]) -> Option<String> {
+    // SAFETY: a system call without arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: this is an ordinary user already");
+        return None;
+    }
+    let (dir, _lock) = directory();
+    let path = dir.path();
+    let mut command = Command::new(path.join("test"));
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("sets");
+    std::fs::copy(std::env::current_exe().expect("this test"), path.join("test")).expect("copies");
+    for name in ["VMLET_TEST_KERNEL", "VMLET_TEST_MODULES"] {
+        if let Some(file) = std::env::var_os(name).filter(|file| Path::new(file).exists()) {
+            let copy = path.join(name);
+            std::fs::copy(file, &copy).expect("copies");
+            command.env(name, copy);
+        }
+    }
+    let tmp = path.join("tmp");
+    std::fs::create_dir(&tmp).expect("creates");
+    std::os::unix::fs::chown(&tmp, Some(65534), Some(65534)).expect("gives");
+    let output = command
+        .args(arguments)
+        .arg("--nocapture")
+        .env("TMPDIR", &tmp)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{text}");
+    Some(text)
 }
 
 fn directory() -> (tempfile::TempDir, File) {
