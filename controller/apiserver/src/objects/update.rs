@@ -84,64 +84,40 @@ fn apply_patch(call: &Call, name: &str, bytes: &Bytes) -> Result<Write, Failure>
     if !config.is_object() {
         return Err(Failure::bad_request("error decoding YAML: the body is not an object"));
     }
-    for (field, wanted) in [("apiVersion", call.api_version()), ("kind", call.resource.kind.clone())] {
-        let said = config[field].as_str().unwrap_or_default();
-        if said.is_empty() {
-            return Err(Failure::bad_request(format!(
-                "invalid object type: {field} must be set"
-            )));
-        }
-        if said != wanted {
-            return Err(Failure::bad_request(format!(
-                "invalid object type: {field} is {said:?}, the request is for {wanted:?}"
-            )));
-        }
+    let text = |field: &str| config[field].as_str().unwrap_or_default().to_owned();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    if api_version != call.api_version() || kind != call.resource.kind {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        return Err(Failure::bad_request(format!(
+            "invalid object type: {group}/{version}, Kind={kind}"
+        )));
     }
     let metadata = metadata::map(&mut config)?;
-    if metadata
-        .get("managedFields")
-        .and_then(Value::as_array)
-        .is_some_and(|m| !m.is_empty())
-    {
-        return Err(Failure::bad_request("metadata.managedFields must be nil"));
+    let said = |field: &str| metadata.get(field).and_then(Value::as_str).filter(|v| !v.is_empty());
+    if let Some(said) = said("name").filter(|said| *said != name) {
+        return Err(Failure::bad_request(format!(
+            "the name of the object ({said}) does not match the name on the URL ({name})"
+        )));
     }
-    match metadata.get("name").and_then(Value::as_str) {
-        Some(said) if said != name && !said.is_empty() => {
-            return Err(Failure::bad_request(format!(
-                "the name of the object ({said}) does not match the name on the URL ({name})"
-            )));
-        }
-        _ => metadata.insert("name".into(), name.into()),
-    };
-    if !call.place.namespace.is_empty() {
-        match metadata.get("namespace").and_then(Value::as_str) {
-            Some(said) if said != call.place.namespace && !said.is_empty() => {
-                return Err(Failure::bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request",
-                ));
-            }
-            _ => metadata.insert("namespace".into(), call.place.namespace.clone().into()),
-        };
+    if said("namespace").is_some_and(|said| said != call.place.namespace) && call.resource.namespaced {
+        return Err(Failure::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
-    // Unknown fields are judged in the configuration, before it meets the live object.
-    let mut checked = config.clone();
-    let schema = call.version().schema.as_ref();
-    let unknown = schema.map(|s| s.prune(&mut checked)).unwrap_or_default();
-    if call.query.get("fieldValidation") == Some("Strict") && !(unknown.is_empty() && decoded.duplicates.is_empty()) {
-        let said = decoded.duplicates.iter().map(|f| format!("duplicate field \"{f}\""));
-        let said: Vec<String> = said
-            .chain(unknown.iter().map(|f| format!("unknown field \"{f}\"")))
+    // Unknown fields are refused when the configuration is taken apart by the schema.
+    if call.query.get("fieldValidation") == Some("Strict") && !decoded.duplicates.is_empty() {
+        let said: Vec<String> = decoded
+            .duplicates
+            .iter()
+            .map(|f| format!("duplicate field \"{f}\""))
             .collect();
         return Err(Failure::bad_request(format!(
-            "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
-            call.resource.kind,
-            call.version().name,
-            call.resource.kind,
+            "error strict decoding YAML: {}",
             said.join(", ")
         )));
     }
     Ok(Write::Apply {
-        config: checked,
+        config,
         force: call.query.flag("force"),
     })
 }
@@ -152,7 +128,7 @@ async fn run(call: &Call, name: &str, write: &Write) -> Result<Answer, Failure> 
         let Some(stored) = stored else {
             return match write {
                 Write::Apply { config, force } if call.place.subresource.is_none() => {
-                    create_by_apply(call, config, *force).await
+                    create_by_apply(call, name, config, *force).await
                 }
                 _ => Err(Failure::not_found(&call.subject(name))),
             };
@@ -166,16 +142,16 @@ async fn run(call: &Call, name: &str, write: &Write) -> Result<Answer, Failure> 
     Err(Failure::modified(&call.subject(name)))
 }
 
-async fn create_by_apply(call: &Call, config: &Value, force: bool) -> Result<Answer, Failure> {
-    if config["metadata"]["resourceVersion"]
-        .as_str()
-        .is_some_and(|v| !v.is_empty())
-    {
-        let name = config["metadata"]["name"].as_str().unwrap_or_default();
-        let why = "Precondition failed: the object does not exist, but the configuration has a resourceVersion";
-        return Err(Failure::conflict(&call.subject(name), why));
+async fn create_by_apply(call: &Call, name: &str, config: &Value, force: bool) -> Result<Answer, Failure> {
+    if let Some(uid) = config["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
+        let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        return Err(Failure::conflict(&call.subject(name), &why));
     }
     let mut object = applied(call, None, config, force)?;
+    let metadata = metadata::map(&mut object)?;
+    metadata.insert("name".into(), name.into());
+    // As in the original, there is no version that an absent object could differ from.
+    metadata.remove("resourceVersion");
     let read = normalize(call, &mut object, Vec::new())?;
     let (object, mut warnings) = create::store(call, object, read.errors, |_, _| ()).await?;
     warnings.splice(0..0, read.warnings);
