@@ -138,7 +138,7 @@ impl Inner {
                     let section = layout.blob(&digest, size)?;
                     here.push(Bytes::Here(Here::new(cx, &name, section, Some(digest))));
                 }
-                on_thread(cx, move || make(&here)).await
+                on_files(cx, here, make).await
             }
         }
     }
@@ -159,11 +159,7 @@ impl Inner {
                     None,
                     self.limits.uncompressed_bytes,
                 )];
-                let make = move |blobs: &[Bytes]| match blobs {
-                    [one] => make(one),
-                    _ => Err(PullError::new(Reason::Internal, "one file became several")),
-                };
-                self.downloaded(cx, &Remote::Web(web.clone()), wanted, make).await
+                self.downloaded(cx, &Remote::Web(web.clone()), wanted, only(make)).await
             }
             (FilePlace::Web(_), None) => Err(PullError::new(
                 Reason::Internal,
@@ -172,7 +168,7 @@ impl Inner {
             (FilePlace::Disk(section), digest) => {
                 cx.progress.set_total(section.length);
                 let here = Bytes::Here(Here::new(cx, &file.name, section.clone(), digest.clone()));
-                on_thread(cx, move || make(&here)).await
+                on_files(cx, vec![here], only(make)).await
             }
         }
     }
@@ -201,16 +197,35 @@ impl Inner {
         let blobs = self.downloads.start(&own, remote, wanted);
         let bytes: Vec<Bytes> = blobs.iter().map(|blob| Bytes::Coming(blob.growing.clone())).collect();
         let used = bytes.clone();
-        let result = on_thread(&own, move || make(&used)).await;
-        if let Err(error) = &result {
-            own.cancel.cancel();
-            end_all(&bytes, error);
+        let mut result = on_thread(&own, move || make(&used)).await;
+        stop_all(&bytes);
+        match &result {
+            // The content is wrong, or its bytes are: only their digests can tell, so they are awaited.
+            Err(error) if may_be_damage(error) => {}
+            Err(_) => own.cancel.cancel(),
+            Ok(_) => {}
         }
         own.join_blocking().await;
+        if result.is_err()
+            && !own.cancel.is_cancelled()
+            && let Some(damage) = blobs.iter().find_map(|blob| blob.growing.failure())
+        {
+            result = Err(damage);
+        }
         for blob in blobs {
             self.downloads.done(blob, &cx.blobs);
         }
         result
+    }
+}
+
+/// For those who have one file only.
+fn only<T>(
+    make: impl FnOnce(&Bytes) -> Result<T, PullError> + Send + 'static,
+) -> impl FnOnce(&[Bytes]) -> Result<T, PullError> + Send + 'static {
+    move |files| match files {
+        [one] => make(one),
+        _ => Err(PullError::new(Reason::Internal, "one file became several")),
     }
 }
 
@@ -227,11 +242,40 @@ pub async fn on_thread<T: Send + 'static>(
     })
 }
 
-/// Wakes everybody who waits for bytes that will not come.
-pub fn end_all(bytes: &[Bytes], error: &PullError) {
+/// The same for files of this machine; when their content is wrong, their digests tell whether it is
+/// they that are damaged.
+async fn on_files<T: Send + 'static>(
+    cx: &WorkContext,
+    here: Vec<Bytes>,
+    make: impl FnOnce(&[Bytes]) -> Result<T, PullError> + Send + 'static,
+) -> Result<T, PullError> {
+    on_thread(cx, move || {
+        let result = make(&here);
+        if result.as_ref().is_err_and(may_be_damage) {
+            for bytes in &here {
+                let read = std::io::copy(&mut bytes.reader(), &mut std::io::sink());
+                if let Err(error) = read
+                    && let Some(damage) = error.get_ref().and_then(|inner| inner.downcast_ref::<PullError>())
+                {
+                    return Err(damage.clone());
+                }
+            }
+        }
+        result
+    })
+    .await
+}
+
+/// Whether an error of the content can come from bytes that are not the right ones.
+fn may_be_damage(error: &PullError) -> bool {
+    matches!(error.reason, Reason::Malformed | Reason::WrongDigest)
+}
+
+/// Wakes everybody who waits for bytes that will not be used.
+pub fn stop_all(bytes: &[Bytes]) {
     for bytes in bytes {
         if let Bytes::Coming(growing) = bytes {
-            growing.end(Err(error.clone()));
+            growing.stop();
         }
     }
 }

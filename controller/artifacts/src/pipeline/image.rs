@@ -10,7 +10,7 @@ use vmlet_ext4::{Size, Writer};
 
 use super::archive::{Archive, Flavour};
 use super::content::{Content, Looked, look, spool};
-use super::fetch::{Bytes, end_all, on_thread};
+use super::fetch::{Bytes, on_thread, stop_all};
 use super::local::{Here, INDEX, Layout};
 use super::origin::{FileSource, Opened, Origin};
 use super::{Inner, disk, ext4, failure};
@@ -171,7 +171,7 @@ impl Inner {
         let (dir, limits, digest) = (cx.dir.clone(), self.limits.clone(), found.digest.clone());
         let make = move |blobs: &[Bytes]| {
             let layers = inputs(blobs, diff_ids.into_iter().map(Some));
-            let stop = || end_all(blobs, &PullError::cancelled());
+            let stop = || stop_all(blobs);
             build(&dir.join(DISK), &digest, layers, &limits, size, &stop)
         };
         let content_hash = self.with_blobs(cx, &found.origin, wanted, make).await?;
@@ -205,7 +205,7 @@ impl Inner {
                         bytes: looked.bytes,
                         diff_id: None,
                     }];
-                    let stop = || end_all(std::slice::from_ref(bytes), &PullError::cancelled());
+                    let stop = || stop_all(std::slice::from_ref(bytes));
                     build(&dir.join(DISK), &identity, layers, &limits, size, &stop).map(Step::Disk)
                 }
                 Content::Archive => {

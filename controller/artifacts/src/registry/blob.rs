@@ -47,6 +47,8 @@ struct State {
     available: u64,
     file: Option<Arc<File>>,
     end: Option<Result<(), PullError>>,
+    /// Readers are to stop, whatever becomes of the download.
+    stopped: bool,
 }
 
 impl Default for Growing {
@@ -63,6 +65,12 @@ impl Growing {
     /// Says how it ended. The first word counts.
     pub fn end(&self, result: Result<(), PullError>) {
         self.state().end.get_or_insert(result);
+        self.0.1.notify_all();
+    }
+
+    /// Lets readers stop waiting for bytes that nobody will use.
+    pub fn stop(&self) {
+        self.state().stopped = true;
         self.0.1.notify_all();
     }
 
@@ -104,6 +112,9 @@ impl Read for GrowingReader {
         let (file, available) = {
             let mut state = self.growing.state();
             loop {
+                if state.stopped {
+                    return Err(io::Error::other(PullError::cancelled()));
+                }
                 if let Some(Err(error)) = &state.end {
                     return Err(io::Error::other(error.clone()));
                 }

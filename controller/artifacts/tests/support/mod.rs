@@ -1,6 +1,7 @@
 //! A real registry on loopback, and artefacts pushed to it.
 
 pub mod kernels;
+pub mod scripted;
 pub mod web;
 
 use std::io::{BufRead, BufReader, Write};

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 #[derive(Clone, Debug)]
 pub struct Request {
     pub path: String,
-    headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
 }
 
 impl Request {
@@ -46,7 +46,7 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct Reply {
     status: u16,
-    headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     body: Vec<u8>,
     fault: Fault,
 }

@@ -6,7 +6,7 @@ mod search;
 
 use super::archive::{Archive, Flavour};
 use super::content::{Content, look, spool};
-use super::fetch::{Bytes, end_all, on_thread};
+use super::fetch::{Bytes, on_thread, stop_all};
 use super::image::{Configured, configured, docker_layers, inputs, wanted};
 use super::local::{Here, INDEX, Layout};
 use super::origin::{FileSource, Opened, Origin};
@@ -97,7 +97,7 @@ impl Inner {
         let extract = self.extract(name, &found.digest, paths, cx);
         let make = move |blobs: &[Bytes]| {
             let layers = inputs(blobs, diff_ids.into_iter().map(Some));
-            extract.run(layers, &|| end_all(blobs, &PullError::cancelled()))
+            extract.run(layers, &|| stop_all(blobs))
         };
         self.with_blobs(cx, &found.origin, wanted, make).await
     }
@@ -118,7 +118,7 @@ impl Inner {
         let (what, unpacked, searched) = (name.clone(), cx.clone(), paths.clone());
         let extract = self.extract(&name, digest, paths, cx);
         let step = self.with_file(cx, file, move |bytes| {
-            let stop = || end_all(std::slice::from_ref(bytes), &PullError::cancelled());
+            let stop = || stop_all(std::slice::from_ref(bytes));
             let mut looked = look(&what, bytes, &limits)?;
             match looked.content {
                 Content::Ext4 => {

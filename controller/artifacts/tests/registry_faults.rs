@@ -1,0 +1,617 @@
+//! A registry that fails in every way that registries do: what is promised holds, and nothing partial is left.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use support::scripted::{Image, open_with, source};
+use support::web::{Fault, Reply, Request, Web};
+use support::{MANIFEST, Tar, check, debugfs, gzip, image, settle};
+use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::types::*;
+
+/// Long enough for a busy machine, short enough for a test.
+const SHORT: Duration = Duration::from_secs(1);
+
+fn usual(_: &mut Limits) {}
+
+fn impatient(limits: &mut Limits) {
+    limits.stall_timeout = SHORT;
+}
+
+fn blobs(dir: &Path) -> Vec<String> {
+    let found = fs::read_dir(dir.join("artifacts/blobs")).unwrap();
+    found
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+fn is_blob(request: &Request, digest: &str) -> bool {
+    request.path.ends_with(&format!("/blobs/{digest}"))
+}
+
+/// Pulls in a fresh store; everything but the outcome is checked here.
+async fn pull(web: &Web) -> Result<std::sync::Arc<ImageDisk>, Failure> {
+    pull_with(web, usual).await
+}
+
+async fn pull_with(web: &Web, limits: fn(&mut Limits)) -> Result<std::sync::Arc<ImageDisk>, Failure> {
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), limits).await;
+    let result = image(&artifacts, &mut woken, "vm", source(web)).await;
+    match &result {
+        Ok(disk) => whole(disk),
+        Err(_) => assert!(artifacts.inventory().await.is_empty()),
+    }
+    artifacts.shutdown().await;
+    assert_eq!(fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count(), 0);
+    result
+}
+
+fn whole(disk: &ImageDisk) {
+    check(&disk.path);
+    assert_eq!(debugfs(&disk.path, "cat /first"), "first\n");
+    assert_eq!(debugfs(&disk.path, "cat /last"), "last\n");
+    assert!(debugfs(&disk.path, "stat /noise").contains("Size: 1200000"));
+}
+
+/// A fault in the first answers for the large layer.
+fn faulty(image: &Image, times: usize, fault: impl Fn(Reply) -> Reply + Send + Sync + 'static) -> Web {
+    let (digest, bytes) = image.layer(1);
+    let so_far = AtomicUsize::new(0);
+    image.serve(move |request| {
+        let now = is_blob(request, &digest) && so_far.fetch_add(1, Ordering::SeqCst) < times;
+        now.then(|| fault(Reply::ranged(request, &bytes)))
+    })
+}
+
+fn ranges(web: &Web, digest: &str) -> Vec<Option<usize>> {
+    web.log()
+        .iter()
+        .filter(|r| is_blob(r, digest))
+        .map(Request::from)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_cut_or_reset_goes_on_by_range() {
+    for fault in [Fault::Cut(100_000), Fault::Reset(100_000)] {
+        let image = Image::usual();
+        let web = faulty(&image, 2, move |reply| reply.fault(fault));
+        pull(&web).await.unwrap();
+        let asked = ranges(&web, &image.layer(1).0);
+        assert_eq!(asked.len(), 3, "{asked:?}");
+        assert_eq!(asked[0], None);
+        assert!(
+            asked[1] <= asked[2] && asked[2].is_some_and(|from| from > 0),
+            "{asked:?}"
+        );
+        for n in [0, 2] {
+            assert_eq!(ranges(&web, &image.layer(n).0), [None], "the others are asked for once");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ignores_range_sends_everything_again_and_nothing_is_joined_wrongly() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let so_far = AtomicUsize::new(0);
+    let wanted = digest.clone();
+    let web = image.serve(move |request| {
+        let reply = is_blob(request, &wanted).then(|| Reply::new(200).body(&bytes))?;
+        let first = so_far.fetch_add(1, Ordering::SeqCst) == 0;
+        Some(if first { reply.fault(Fault::Cut(70_000)) } else { reply })
+    });
+    pull(&web).await.unwrap();
+    assert_eq!(ranges(&web, &digest).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_wrong_content_range_is_asked_without_range() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let wanted = digest.clone();
+    let web = image.serve(move |request| {
+        if !is_blob(request, &wanted) {
+            return None;
+        }
+        Some(match (request.from(), request.header("range")) {
+            // Some offset of its own.
+            (Some(_), _) => Reply::new(206)
+                .header("content-range", "bytes 5-99/100")
+                .body(&bytes[5..]),
+            (None, _) => Reply::new(200).body(&bytes),
+        })
+    });
+    // What is there from before makes the first question one with Range.
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("artifacts/blobs");
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join(digest.replace(':', "-")), &image.layer(1).1[..50_000]).unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    whole(
+        &support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap(),
+    );
+    assert_eq!(ranges(&web, &digest), [Some(50_000), None]);
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_download_that_the_server_cannot_continue_is_thrown_away() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let wanted = digest.clone();
+    let web =
+        image.serve(move |request| (is_blob(request, &wanted) && request.from().is_some()).then(|| Reply::new(416)));
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("artifacts/blobs");
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join(digest.replace(':', "-")), &bytes[..50_000]).unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+        .await
+        .unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("Unavailable", false));
+    assert!(!place.join(digest.replace(':', "-")).exists());
+    artifacts.shutdown().await;
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    whole(
+        &support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap(),
+    );
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_download_with_other_bytes_is_found_out_and_thrown_away() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let web = image.serve(|_| None);
+    // Such that the content is found broken at once, and such that only the digest tells.
+    let mut late = bytes[..bytes.len() - 1].to_vec();
+    *late.last_mut().unwrap() ^= 1;
+    for partial in [vec![0x55; 50_000], late] {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("artifacts/blobs");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join(digest.replace(':', "-")), partial).unwrap();
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("Unavailable", false),
+            "{failure:?}"
+        );
+        assert!(failure.message.contains("damaged"), "{failure:?}");
+        assert!(artifacts.inventory().await.is_empty());
+        artifacts.shutdown().await;
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        whole(
+            &support::image(&artifacts, &mut woken, "vm", source(&web))
+                .await
+                .unwrap(),
+        );
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_is_resumed_by_the_next_process() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    // It breaks off for good, time after time.
+    let web = faulty(&image, usize::MAX, |reply| reply.fault(Fault::Cut(0)));
+    let half = bytes.len() / 2;
+    let cut = faulty(&image, 1, move |reply| reply.fault(Fault::Stall(half)));
+    let dir = tempfile::tempdir().unwrap();
+    drop(web);
+    let (artifacts, mut woken) = open_with(dir.path(), |_| ()).await;
+    let who = Interest("vm".into());
+    let want = ImageWant {
+        source: source(&cut),
+        digest: Some(image.digest()),
+        credentials: Vec::new(),
+    };
+    loop {
+        let state = artifacts.ensure_image(&who, want.clone()).await;
+        let State::Waiting(waiting) = state else {
+            panic!("{state:?}")
+        };
+        if waiting.done_bytes >= half as u64 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    artifacts.shutdown().await;
+    drop(cut);
+    let good = image.serve(|_| None);
+    let (artifacts, mut woken_again) = open_with(dir.path(), |_| ()).await;
+    whole(
+        &support::image(&artifacts, &mut woken_again, "vm", source(&good))
+            .await
+            .unwrap(),
+    );
+    let asked = ranges(&good, &digest);
+    assert!(matches!(asked[..], [Some(from)] if from >= half), "{asked:?}");
+    assert!(woken.try_recv().is_err());
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_a_server_that_heals_are_outlived() {
+    let image = Image::usual();
+    for status in [500, 502, 503, 504, 408] {
+        let web = faulty(&image, 2, move |_| Reply::new(status));
+        pull(&web).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_a_server_that_does_not_heal_are_told_and_tried_again_later() {
+    let image = Image::usual();
+    let web = faulty(&image, usize::MAX, |_| Reply::new(503));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!(
+        (failure.reason.as_str(), failure.terminal),
+        ("Unavailable", false),
+        "{failure:?}"
+    );
+    assert!(
+        failure.message.contains("503") && failure.message.contains(&web.address),
+        "{failure:?}"
+    );
+    assert!(ranges(&web, &image.layer(1).0).len() <= 4, "no storm");
+    let web = image.serve(|request| request.path.contains("manifests").then(|| Reply::new(500)));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!(
+        (failure.reason.as_str(), failure.terminal),
+        ("Unavailable", false),
+        "{failure:?}"
+    );
+    // Nobody there at all.
+    let gone = image.serve(|_| None);
+    let was = source(&gone);
+    drop(gone);
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let failure = support::image(&artifacts, &mut woken, "vm", was).await.unwrap_err();
+    assert_eq!(failure.reason, "Unavailable", "{failure:?}");
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registry() {
+    let image = Image::usual();
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(900));
+    for (value, least, most) in [
+        (Some("120".to_owned()), 118, 125),
+        (Some(date), 890, 905),
+        (Some("1000000000".to_owned()), 3590, 3605),
+        (Some("soon".to_owned()), 8, 12),
+        (None, 8, 12),
+    ] {
+        let web = image.serve(move |request| {
+            let limited = || {
+                let reply = Reply::new(429);
+                value
+                    .as_ref()
+                    .map_or(reply.clone(), |value| reply.header("retry-after", value))
+            };
+            request.path.contains("/app/").then(limited)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap_err();
+        let wait = failure
+            .retry_at
+            .duration_since(SystemTime::now())
+            .unwrap_or_default()
+            .as_secs();
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("RateLimited", false));
+        assert!((least..=most).contains(&wait), "{wait} s: {failure:?}");
+        if least > 100 {
+            let other = Source::Oci {
+                reference: format!("{}/other:latest", web.address),
+                platform: None,
+            };
+            let want = ResolveWant {
+                source: other,
+                credentials: Vec::new(),
+            };
+            let state = artifacts.resolve(&Interest("other".into()), want).await;
+            let held = matches!(&state, State::Waiting(w) if matches!(w.phase, Phase::BackingOff { .. }));
+            assert!(held, "{state:?}");
+            assert_eq!(web.count("/other/"), 0);
+        }
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
+    let image = Image::usual();
+    for fault in [Fault::Silence, Fault::Stall(0)] {
+        let web = faulty(&image, usize::MAX, move |reply| reply.fault(fault));
+        let dir = tempfile::tempdir().unwrap();
+        let (wake, mut woken) = tokio::sync::mpsc::channel(16);
+        let mut config = Config::new(dir.path().join("artifacts"));
+        (config.max_parallel_pulls, config.limits.stall_timeout) = (1, SHORT);
+        let artifacts = Artifacts::open(config, wake).await.unwrap();
+        let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("Stalled", false),
+            "{failure:?}"
+        );
+        let good = Image::of(&[(Tar::new().done(), gzip(&Tar::new().done()))]);
+        let good_web = good.serve(|_| None);
+        support::image(&artifacts, &mut woken, "other", source(&good_web))
+            .await
+            .unwrap();
+        artifacts.shutdown().await;
+    }
+    // Before the manifest, too.
+    let web = image.serve(|request| {
+        request
+            .path
+            .contains("manifests")
+            .then(|| Reply::new(200).fault(Fault::Silence))
+    });
+    assert_eq!(pull_with(&web, impatient).await.unwrap_err().reason, "Stalled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_stall_is_outlived() {
+    let image = Image::usual();
+    let web = faulty(&image, 1, |reply| reply.fault(Fault::Stall(1000)));
+    pull_with(&web, impatient).await.unwrap();
+    assert_eq!(ranges(&web, &image.layer(1).0), [None, Some(1000)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_with_another_digest_is_refused_with_both_digests_and_removed() {
+    let image = Image::usual();
+    let (digest, mut bytes) = image.layer(1);
+    let at = bytes.len() - 20;
+    bytes[at] ^= 1;
+    let actual = vmlet_artifacts::reference::Digest::sha256(&bytes).to_string();
+    let wanted = digest.clone();
+    // A header that claims the right digest convinces nobody.
+    let web = image.serve(move |request| {
+        is_blob(request, &wanted).then(|| Reply::new(200).header("docker-content-digest", &wanted).body(&bytes))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+        .await
+        .unwrap_err();
+    // Although the stream is found broken before its end is reached.
+    assert_eq!(
+        (failure.reason.as_str(), failure.terminal),
+        ("WrongDigest", true),
+        "{failure:?}"
+    );
+    assert!(
+        failure.message.contains(&digest) && failure.message.contains(&actual),
+        "{failure:?}"
+    );
+    assert!(!blobs(dir.path()).contains(&digest.replace(':', "-")));
+    assert!(artifacts.inventory().await.is_empty());
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_longer_or_shorter_than_announced_is_refused_and_takes_no_more_room() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(&vec![7; 500_000]);
+    let wanted = digest.clone();
+    let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(200).body(&longer)));
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+        .await
+        .unwrap_err();
+    assert_eq!(failure.reason, "TooLarge", "{failure:?}");
+    assert!(!blobs(dir.path()).contains(&digest.replace(':', "-")));
+    artifacts.shutdown().await;
+
+    let wanted = digest.clone();
+    let web = image.serve(move |request| {
+        is_blob(request, &wanted).then(|| match request.from() {
+            None => Reply::new(200).body(&bytes[..1000]),
+            Some(_) => Reply::new(206).header("content-range", "bytes 1000-999/1000"),
+        })
+    });
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!(failure.reason, "Unavailable", "{failure:?}");
+    assert!(failure.message.contains("ends it after 1000 of"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_a_repository_or_a_blob_that_is_not_there_is_told_apart() {
+    let image = Image::usual();
+    let web = image.serve(|request| request.path.contains("manifests").then(|| Reply::new(404)));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("NotFound", true));
+    assert!(failure.message.contains("manifests/latest"), "{failure:?}");
+    let digest = image.layer(2).0;
+    let wanted = digest.clone();
+    let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(404)));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!(failure.reason, "NotFound");
+    assert!(failure.message.contains(&digest), "{failure:?}");
+    assert_eq!(ranges(&web, &digest).len(), 1, "no busy loop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refused() {
+    let image = Image::usual();
+    let manifest = image.manifest.clone();
+    let manifests = move |reply: Reply| {
+        image.serve(move |request| {
+            request
+                .path
+                .contains("manifests")
+                .then(|| reply.clone().header("content-type", MANIFEST))
+        })
+    };
+    for (reply, reason) in [
+        (Reply::new(200).body(&manifest).fault(Fault::Cut(50)), "Unavailable"),
+        (Reply::new(200).body(&manifest[..50]), "Malformed"),
+        (Reply::new(200).body(b"<html>"), "Malformed"),
+        (Reply::new(200).body(b"[]"), "Malformed"),
+        (Reply::new(200).body(b""), "Malformed"),
+        (Reply::new(200).body(&vec![b' '; (4 << 20) + 1]), "TooLarge"),
+        (
+            Reply::new(200).body(br#"{"schemaVersion":1,"fsLayers":[]}"#),
+            "UnsupportedFormat",
+        ),
+    ] {
+        let failure = pull(&manifests(reply)).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{failure:?}");
+    }
+    let digest = Image::usual().digest();
+    let web = manifests(Reply::new(200).header("docker-content-digest", &digest).body(b"{}"));
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let who = Interest("vm".into());
+    let want = ImageWant {
+        source: source(&web),
+        digest: Some(digest),
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await;
+    assert_eq!(
+        failure.unwrap_err().reason,
+        "WrongDigest",
+        "the digest decides, whatever the header says"
+    );
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_lead_to_the_platform_and_never_round_in_circles() {
+    use serde_json::json;
+    use vmlet_artifacts::reference::Digest;
+    let image = Image::usual();
+    let index =
+        |entries: serde_json::Value| serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap();
+    let entry = |bytes: &[u8], arch: &str| {
+        json!({ "mediaType": MANIFEST, "digest": Digest::sha256(bytes).to_string(), "size": bytes.len(),
+            "platform": { "os": "linux", "architecture": arch } })
+    };
+    let serve = |documents: Vec<Vec<u8>>| {
+        image.serve(move |request| {
+            let version = request.path.strip_prefix("/v2/app/manifests/")?;
+            let found = documents
+                .iter()
+                .find(|bytes| Digest::sha256(bytes).to_string() == version);
+            let found = if version == "latest" { documents.first() } else { found };
+            found.map(|bytes| Reply::new(200).body(bytes))
+        })
+    };
+    let two = index(json!([entry(b"other", "arm64"), entry(&image.manifest, "amd64")]));
+    pull(&serve(vec![two.clone()])).await.unwrap();
+    // Nested, as deep as is allowed and one deeper.
+    let mut nested = vec![two];
+    for depth in 1..6 {
+        let outer = index(json!([entry(&nested[0], "amd64")]));
+        nested.insert(0, outer);
+        let result = pull(&serve(nested.clone())).await;
+        match depth {
+            1..=3 => drop(result.unwrap()),
+            _ => assert!(result.unwrap_err().message.contains("nested too deeply")),
+        }
+    }
+    let failure = pull(&serve(vec![index(json!([
+        entry(b"other", "arm64"),
+        entry(b"more", "s390x")
+    ]))]))
+    .await
+    .unwrap_err();
+    assert_eq!(failure.reason, "UnsupportedPlatform");
+    assert!(failure.message.contains("linux/arm64, linux/s390x"), "{failure:?}");
+    let failure = pull(&serve(vec![index(json!([]))])).await.unwrap_err();
+    assert_eq!(failure.reason, "UnsupportedPlatform");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_does_not_move_what_is_pinned() {
+    let (old, new) = (
+        Image::usual(),
+        Image::of(&[(Tar::new().done(), gzip(&Tar::new().done()))]),
+    );
+    let moved = new.clone();
+    let web = old.serve(move |request| request.path.ends_with("/latest").then(|| moved.answer(request)));
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let who = Interest("vm".into());
+    let want = ImageWant {
+        source: source(&web),
+        digest: Some(old.digest()),
+        credentials: Vec::new(),
+    };
+    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap();
+    assert_eq!(disk.digest, old.digest());
+    assert_eq!(web.count("/latest"), 0);
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_images_share_is_downloaded_once() {
+    let shared = Tar::new().file("shared", 0o644, b"shared\n").done();
+    let shared = (shared.clone(), gzip(&shared));
+    let images: Vec<Image> = (0..5u8)
+        .map(|n| {
+            let own = Tar::new().file("own", 0o644, &[n]).done();
+            Image::of(&[shared.clone(), (own.clone(), gzip(&own))])
+        })
+        .collect();
+    let all = images.clone();
+    let web = Web::start(move |request| {
+        let (n, rest) = request
+            .path
+            .strip_prefix("/v2/app")
+            .and_then(|rest| rest.split_once('/'))
+            .unwrap_or(("", ""));
+        let plain = Request {
+            path: format!("/v2/app/{rest}"),
+            ..request.clone()
+        };
+        match n.parse::<usize>() {
+            Ok(n) => all[n].answer(&plain),
+            Err(_) => Reply::new(200),
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    for n in 0..images.len() {
+        let source = Source::Oci {
+            reference: format!("{}/app{n}:latest", web.address),
+            platform: None,
+        };
+        support::image(&artifacts, &mut woken, &format!("vm-{n}"), source)
+            .await
+            .unwrap();
+    }
+    assert_eq!(web.count(&images[0].layer(0).0), 1);
+    artifacts.shutdown().await;
+}
