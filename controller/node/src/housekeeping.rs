@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::Store;
 use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::store::{Policy, Space};
 use vmlet_artifacts::types::{ArtefactKind, Cached, Interest};
 use vmlet_crds::VirtualMachine;
 
@@ -23,45 +24,12 @@ use crate::reconcile::{Context, record};
 const LOOK: Duration = Duration::from_secs(60);
 /// How often a disk with space enough is tidied, in looks.
 const TIDY: u32 = 60;
-/// What is kept even on a full disk: a VM that is just being made may be about to use it.
-const KEEP_WHEN_LOW: Duration = Duration::from_secs(300);
-/// No disk needs more free space than this, however large it is.
-const ENOUGH: u64 = 20 << 30;
-
-/// Free and total bytes of the file system below the data directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// What an ordinary user may still use.
-    pub free: u64,
-    /// All of it.
-    pub total: u64,
-}
-
-impl Space {
-    /// Looks at the file system of `dir`.
-    ///
-    /// # Errors
-    /// Of the system.
-    pub fn of(dir: &Path) -> std::io::Result<Self> {
-        let found = rustix::fs::statvfs(dir)?;
-        Ok(Self {
-            free: found.f_bavail.saturating_mul(found.f_frsize),
-            total: found.f_blocks.saturating_mul(found.f_frsize),
-        })
-    }
-
-    /// Less than a tenth is left, and less than 20 GiB.
-    pub fn is_low(self) -> bool {
-        self.free < (self.total / 10).min(ENOUGH)
-    }
-}
-
-/// For how long something unused is kept.
-pub fn keep_for(space: Space, keep_unused: Duration) -> Duration {
-    if space.is_low() {
-        keep_unused.min(KEEP_WHEN_LOW)
-    } else {
-        keep_unused
+/// Unused images and kernels go when they are `keep_unused` old, and on a nearly full disk (85 % in use) the
+/// least recently used first, until there is room again (80 %).
+pub fn policy(keep_unused: Duration) -> Policy {
+    Policy {
+        max_age: Some(keep_unused),
+        ..Policy::default()
     }
 }
 
@@ -74,8 +42,8 @@ pub fn stale(pinners: Vec<Interest>, known: &BTreeSet<String>) -> Vec<Interest> 
 }
 
 /// VMNode's word on its disk.
-pub fn condition(dir: &Path, space: Space) -> NodeCondition {
-    let low = space.is_low();
+pub fn condition(dir: &Path, space: Space, policy: &Policy) -> NodeCondition {
+    let low = policy.wanted(space) > 0;
     let message = if low {
         format!(
             "{} MiB of {} MiB are free below {}: free some space, or delete virtual machines, images and kernels; what nobody uses is removed already",
@@ -125,14 +93,15 @@ pub async fn run(
         () = shutdown.cancelled() => return,
         ready = vms.wait_until_ready() => if ready.is_err() { return },
     }
+    let policy = policy(keep_unused);
     let mut looks = 0_u32;
     loop {
-        match Space::of(dir) {
+        match cx.dereferencer.artifacts.space().await {
             Ok(space) => {
-                *cx.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(condition(dir, space));
-                if looks % TIDY == 0 || space.is_low() {
+                *cx.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(condition(dir, space, &policy));
+                if looks.is_multiple_of(TIDY) || policy.wanted(space) > 0 {
                     unpin_stale(cx, &vms).await;
-                    collect(cx, keep_for(space, keep_unused)).await;
+                    collect(cx, policy.clone()).await;
                 }
             }
             Err(error) => tracing::warn!(dir = %dir.display(), %error, "the free space cannot be told"),
@@ -172,8 +141,8 @@ async fn unpin_stale(cx: &Context, vms: &Store<VirtualMachine>) {
     }
 }
 
-async fn collect(cx: &Context, keep: Duration) {
-    match cx.dereferencer.artifacts.collect(keep).await {
+async fn collect(cx: &Context, policy: Policy) {
+    match cx.dereferencer.artifacts.collect_by(policy).await {
         Ok(removed) => {
             let Some(note) = told(&removed) else { return };
             tracing::info!("{note}");
@@ -206,40 +175,22 @@ mod tests {
     }
 
     #[test]
-    fn a_nearly_full_disk_keeps_unused_things_for_minutes_only() {
-        let week = Duration::from_secs(7 * 86400);
-        let space = |free: u64, total: u64| Space {
-            free: free << 30,
-            total: total << 30,
-        };
-        assert_eq!(keep_for(space(11, 100), week), week);
-        assert_eq!(keep_for(space(9, 100), week), KEEP_WHEN_LOW);
-        assert_eq!(keep_for(space(21, 4000), week), week, "20 GiB are enough on any disk");
-        assert_eq!(keep_for(space(0, 100), Duration::ZERO), Duration::ZERO);
-    }
-
-    #[test]
     fn pressure_names_the_directory_and_what_to_do() {
-        let low = condition(
-            Path::new("/data"),
-            Space {
-                free: 1 << 30,
-                total: 100 << 30,
-            },
-        );
+        let week = Duration::from_secs(7 * 86400);
+        let policy = policy(week);
+        assert_eq!(policy.max_age, Some(week));
+        let space = |free: u64| Space {
+            free: free << 30,
+            total: 100 << 30,
+        };
+        let low = condition(Path::new("/data"), space(1), &policy);
         assert!(
             low.holds
                 && low
                     .message
                     .starts_with("1024 MiB of 102400 MiB are free below /data: free some space")
         );
-        let fine = condition(
-            Path::new("/data"),
-            Space {
-                free: 50 << 30,
-                total: 100 << 30,
-            },
-        );
+        let fine = condition(Path::new("/data"), space(50), &policy);
         assert!(
             !fine.holds && fine.message.is_empty(),
             "no number that changes while all is well"

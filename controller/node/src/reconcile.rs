@@ -386,7 +386,10 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
         forget(uid, cx);
         return Ok(None);
     }
-    cx.machines.apply(uid, Goal::Delete { grace: grace(vm) });
+    // Said to a machine that is deleted, it would begin another one.
+    if cx.machines.observe(uid).is_none_or(|o| o.phase != Phase::Deleted) {
+        cx.machines.apply(uid, Goal::Delete { grace: grace(vm) });
+    }
     cx.dereferencer.artifacts.release(&interest(uid)).await;
     let observation = cx.machines.observe(uid);
     if let Some(observation) = observation
@@ -426,7 +429,8 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
     Ok(None)
 }
 
-fn forget(uid: &str, cx: &Context) {
+/// Drops all memory of a VM whose machine is gone.
+pub fn forget(uid: &str, cx: &Context) {
     lock(&cx.memories).remove(uid);
     lock(&cx.names).remove(uid);
     lock(&cx.failures).remove(uid);

@@ -1,6 +1,7 @@
 //! Tests of whole visits: a VM in a fake API, artefacts by script, machines whose VMM does not exist.
 
 mod bad_input;
+mod orphans;
 mod world;
 
 use world::{VM, World};

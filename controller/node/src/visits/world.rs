@@ -119,6 +119,11 @@ pub struct World {
 impl World {
     /// An empty node, and image `i` and kernel `k` in the API.
     pub async fn new() -> World {
+        World::with_qemu("/nonexistent/qemu").await
+    }
+
+    /// The same with another program as QEMU.
+    pub async fn with_qemu(qemu: &str) -> World {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let api = FakeApi::default();
         let script = Script::default();
@@ -130,7 +135,9 @@ impl World {
             .await
             .expect("opens");
         let mut config = vmlet_machines::Config::new(dir.path().join("machines"));
-        config.qemu = Some("/nonexistent/qemu".into());
+        config.qemu = Some(qemu.into());
+        // Any file does: no guest ever boots here.
+        config.initrd = Some("/dev/null".into());
         config.isolate = false;
         let machines = Machines::open(config, machine_wake).await.expect("opens");
         let cx = Context {
@@ -235,6 +242,12 @@ impl World {
                 self.woken(&self.vm(name).status.unwrap_or_default()).await;
             }
         }
+    }
+
+    /// Waits until a machine changed.
+    pub async fn machine_woken(&mut self) {
+        let woken = tokio::time::timeout(Duration::from_secs(30), self.wakes.1.recv());
+        assert!(woken.await.is_ok(), "no machine changed");
     }
 
     async fn woken(&mut self, last: &VirtualMachineStatus) {
