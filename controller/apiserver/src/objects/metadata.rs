@@ -106,8 +106,10 @@ fn in_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result<()
 /// Checks the metadata of an update against the request and the live object, and puts back what only the server writes.
 ///
 /// # Errors
-/// 400 for another name or namespace, 409 for another uid or a stale resourceVersion.
-pub fn carry_over(call: &Call, name: &str, live: &Value, object: &mut Value) -> Result<(), Failure> {
+/// 400 for another name or namespace, 409 for a stale resourceVersion. Another uid is a precondition that does
+/// not hold when the object is `replaced` (409), a change of what cannot change in a patch (422), and nothing in a
+/// patch of the status, which has no metadata of its own.
+pub fn carry_over(call: &Call, name: &str, live: &Value, object: &mut Value, replaced: bool) -> Result<(), Failure> {
     let old = &live["metadata"];
     let metadata = map(object)?;
     match metadata.get("name").and_then(Value::as_str) {
@@ -121,7 +123,12 @@ pub fn carry_over(call: &Call, name: &str, live: &Value, object: &mut Value) -> 
     in_namespace(metadata, &call.place.namespace)?;
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     let (uid, live_uid) = (text("uid"), old["uid"].as_str().unwrap_or_default());
-    if !uid.is_empty() && uid != live_uid {
+    if !uid.is_empty() && uid != live_uid && !replaced {
+        if call.place.subresource.as_deref() != Some("status") {
+            let error = FieldError::invalid("metadata.uid", uid, "field is immutable");
+            return Err(Failure::invalid(&call.kind_subject(name), &[error.into()]));
+        }
+    } else if !uid.is_empty() && uid != live_uid {
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {live_uid}");
         return Err(Failure::conflict(&call.subject(name), &why));
     }

@@ -39,6 +39,8 @@ pub async fn put(call: &Call, name: &str, body: Body) -> Result<Answer, Failure>
         .as_str()
         .unwrap_or_default();
     if version.is_empty() && needs_version(call) {
+        // An absent object is missed first.
+        call.load(name).await?;
         let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
         return Err(Failure::invalid(&call.subject(name), &[Cause::from(error)]));
     }
@@ -209,7 +211,7 @@ async fn once(call: &Call, name: &str, write: &Write, live: &Value, base: u64) -
         Write::Apply { config, force } => (applied(call, Some(live), config, *force)?, Vec::new()),
     };
     let read = normalize(call, &mut object, duplicates)?;
-    metadata::carry_over(call, name, live, &mut object)?;
+    metadata::carry_over(call, name, live, &mut object, matches!(write, Write::Replace(..)))?;
     keep_other_parts(call, live, &mut object);
     if let Some(kind) = call.resource.core
         && call.place.subresource.is_none()
