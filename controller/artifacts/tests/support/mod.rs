@@ -1,6 +1,7 @@
 //! A real registry on loopback, and artefacts pushed to it.
 
 pub mod kernels;
+pub mod raw;
 pub mod scripted;
 pub mod web;
 

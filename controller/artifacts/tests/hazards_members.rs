@@ -1,0 +1,462 @@
+//! Hazards of a tar's members and of what wraps them: headers, extensions, attributes, compression, bounds.
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use std::io::Cursor;
+
+use support::raw::{
+    Member, Memory, apply, attributes, content, dir, file, hardlink, list, listed, member, merge, open_tar, refused,
+    seal, symlink, tar, tree, xattrs,
+};
+use support::{gzip, zstd};
+use vmlet_artifacts::layers::LayerError;
+use vmlet_artifacts::layers::apply::{Input, flatten};
+use vmlet_artifacts::layers::disk::DiskStore;
+use vmlet_artifacts::reference::Digest;
+use vmlet_artifacts::types::Limits;
+use vmlet_ext4::{FreeSpace, Options, Size, Writer};
+
+fn one(bytes: Vec<u8>) -> Result<Vec<String>, LayerError> {
+    let found = apply(vec![bytes], &Limits::default())?;
+    Ok(listed(&found).into_keys().collect())
+}
+
+/// Writes a real disk; gives its error or checks it.
+fn on_disk(layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTempFile, String> {
+    let place = tempfile::NamedTempFile::new().unwrap();
+    let free = FreeSpace { percent: 0, bytes: 0 };
+    let writer = Writer::create(
+        place.reopen().unwrap(),
+        Options::new([1; 16], [2; 16], Size::Auto { free }),
+    )
+    .unwrap();
+    let mut store = DiskStore::new(writer);
+    let input = |bytes| Input {
+        bytes: Box::new(Cursor::new(bytes)),
+        diff_id: None,
+    };
+    let layers = layers.into_iter().map(input).collect();
+    let tree = flatten(layers, &mut store, &Limits::default(), &|| ()).map_err(|(_, error)| error.to_string())?;
+    store.finish(tree).map_err(|error| error.to_string())?;
+    support::check(place.path());
+    Ok(place)
+}
+
+#[test]
+fn h16_the_65001st_link_is_a_clean_error() {
+    let links = |count: usize| {
+        let mut members = vec![file("a", "x")];
+        members.extend((1..count).map(|n| hardlink(&format!("l{n}"), "a")));
+        tar(&members)
+    };
+    let disk = on_disk(vec![links(65_000)]).unwrap();
+    assert!(support::debugfs(disk.path(), "stat /a").contains("Links: 65000"));
+    let error = on_disk(vec![links(65_001)]).unwrap_err();
+    assert!(
+        error.contains("65000") || error.contains("65 000") || error.contains("links"),
+        "{error}"
+    );
+}
+
+#[test]
+fn h33_pax_overrides_size_owner_and_path() {
+    let mut over = file("wrong", "content").pax("path", b"right").pax("size", b"7");
+    over.size = Some(0);
+    over = over.pax("uid", b"4294967295").pax("gid", b"70000");
+    // The header's size is what a reader without PAX would skip: none.
+    let mut tree = merge(&[&[over, file("after", "x")]]).unwrap();
+    assert_eq!(content(&mut tree, "right").bytes, b"content");
+    assert_eq!(attributes(&mut tree, "right"), (0o644, u32::MAX, 70_000, (0, 0)));
+    assert!(tree.lookup(b"wrong").unwrap().is_none() && tree.lookup(b"after").unwrap().is_some());
+    // linkpath, too.
+    let link = symlink("l", "wrong").pax("linkpath", b"right");
+    assert_eq!(list(&[&[link]])["/l"], "-> right");
+}
+
+#[test]
+fn h34_a_global_pax_header_is_no_entry_and_is_not_applied() {
+    let global = Member {
+        content: b"52 comment=0123456789012345678901234567890123456789\n12 path=bad\n".to_vec(),
+        ..member(b'g', "pax_global_header")
+    };
+    assert_eq!(list(&[&[global, file("a", "x")]]), tree(&[("/a", "\"x\"")]));
+}
+
+#[test]
+fn h35_sparse_files_of_every_format_have_their_size_name_and_holes() {
+    let hole = 1 << 20;
+    let size = (hole + 3).to_string();
+    let real = size.as_bytes();
+    let mut block = format!("1\n{hole}\n3\n").into_bytes();
+    block.resize(512, 0);
+    let one_zero = Member {
+        content: [&block[..], b"end"].concat(),
+        ..file("GNUSparseFile.1/s", "")
+    };
+    let one_zero = one_zero
+        .pax("GNU.sparse.major", b"1")
+        .pax("GNU.sparse.minor", b"0")
+        .pax("GNU.sparse.name", b"s")
+        .pax("GNU.sparse.realsize", real);
+    let map = format!("{hole},3");
+    let zero_one = file("GNUSparseFile.1/s", "end")
+        .pax("GNU.sparse.name", b"s")
+        .pax("GNU.sparse.size", real)
+        .pax("GNU.sparse.numblocks", b"1")
+        .pax("GNU.sparse.map", map.as_bytes());
+    let zero_zero = file("s", "end")
+        .pax("GNU.sparse.size", real)
+        .pax("GNU.sparse.numblocks", b"1")
+        .pax("GNU.sparse.offset", hole.to_string().as_bytes())
+        .pax("GNU.sparse.numbytes", b"3");
+    let mut old = tar(&[Member {
+        content: b"end".to_vec(),
+        ..member(b'S', "s")
+    }]);
+    let mut header: [u8; 512] = old[..512].try_into().unwrap();
+    header[257..265].copy_from_slice(b"ustar  \0");
+    header[386..398].copy_from_slice(format!("{hole:011o}\0").as_bytes());
+    header[398..410].copy_from_slice(b"00000000003\0");
+    header[483..495].copy_from_slice(format!("{:011o}\0", hole + 3).as_bytes());
+    seal(&mut header);
+    old[..512].copy_from_slice(&header);
+    for (what, bytes) in [
+        ("1.0", tar(&[one_zero, file("after", "x")])),
+        ("0.1", tar(&[zero_one, file("after", "x")])),
+        ("0.0", tar(&[zero_zero, file("after", "x")])),
+        ("old GNU", old),
+    ] {
+        let mut tree = apply(vec![bytes], &Limits::default()).unwrap();
+        let kept = content(&mut tree, "s");
+        assert_eq!((kept.bytes.len(), kept.holes), (hole + 3, hole as u64), "{what}");
+        assert!(kept.bytes.ends_with(b"\0end"), "{what}");
+        if what != "old GNU" {
+            assert!(tree.lookup(b"after").unwrap().is_some(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn h36_long_runs_of_zeros_take_no_room_on_the_disk() {
+    use std::os::unix::fs::MetadataExt;
+    let mut zeros = file("z", "");
+    zeros.content = vec![0; 32 << 20];
+    let disk = on_disk(vec![tar(&[zeros])]).unwrap();
+    assert!(support::debugfs(disk.path(), "stat /z").contains("Size: 33554432"));
+    let occupied = std::fs::metadata(disk.path()).unwrap().blocks() * 512;
+    assert!(occupied < 4 << 20, "{occupied}");
+}
+
+#[test]
+fn h37_device_nodes_and_fifos_need_no_privilege_and_keep_large_numbers() {
+    let device = |flag, name, major, minor| Member {
+        device: (major, minor),
+        ..member(flag, name)
+    };
+    let members = [
+        device(b'3', "null", 1, 3),
+        device(b'4', "large", 300, 70_000),
+        device(b'3', "most", 4095, 1_048_575),
+        member(b'6', "pipe"),
+    ];
+    let expected = tree(&[
+        ("/large", "b 300:70000"),
+        ("/most", "c 4095:1048575"),
+        ("/null", "c 1:3"),
+        ("/pipe", "fifo"),
+    ]);
+    assert_eq!(list(&[&members]), expected);
+    for bad in [device(b'3', "x", 4096, 0), device(b'4', "x", 0, 1_048_576)] {
+        assert!(matches!(refused(&[&[bad]]), LayerError::Malformed(_)));
+    }
+    let disk = on_disk(vec![tar(&members)]).unwrap();
+    let stat = support::debugfs(disk.path(), "stat /large");
+    assert!(stat.contains("300") && stat.contains("70000"), "{stat}");
+}
+
+#[test]
+fn h38_modes_are_exact() {
+    for mode in [0, 0o666, 0o777, 0o1777, 0o2755, 0o4755, 0o7777] {
+        let mut tree = merge(&[&[file("f", "x").mode(mode).owner(7, 8), dir("d").mode(mode)]]).unwrap();
+        assert_eq!(attributes(&mut tree, "f"), (mode as u16, 7, 8, (0, 0)));
+        assert_eq!(attributes(&mut tree, "d").0, mode as u16);
+    }
+    // The type bits that some tools add are not part of it.
+    let mut tree = merge(&[&[file("f", "x").mode(0o100_644)]]).unwrap();
+    assert_eq!(attributes(&mut tree, "f").0, 0o644);
+}
+
+#[test]
+fn h39_h40_extended_attributes_are_kept_byte_for_byte_but_overlays_own() {
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut with = file("f", "x").pax("SCHILY.xattr.security.capability", &capability);
+    with = with
+        .pax("SCHILY.xattr.user.binary", b"\0\n=\xff")
+        .pax("SCHILY.xattr.trusted.x", &[7; 100]);
+    with = with
+        .pax("SCHILY.xattr.trusted.overlay.opaque", b"y")
+        .pax("SCHILY.xattr.user.overlay.redirect", b"/etc");
+    for n in 0..60 {
+        with = with.pax(&format!("SCHILY.xattr.user.n{n}"), b"v");
+    }
+    let mut tree = merge(&[&[with.clone()]]).unwrap();
+    let found = xattrs(&mut tree, "f");
+    assert_eq!(found.len(), 63);
+    assert!(found.contains(&(b"security.capability".to_vec(), capability.to_vec())));
+    assert!(found.contains(&(b"user.binary".to_vec(), b"\0\n=\xff".to_vec())));
+    assert!(
+        found
+            .iter()
+            .all(|(name, _)| !name.windows(8).any(|part| part == b"overlay."))
+    );
+    let disk = on_disk(vec![tar(&[with])]).unwrap();
+    let stat = support::debugfs(disk.path(), "ea_get -x /f security.capability");
+    assert!(stat.contains("01 00 00 02 00 04"), "{stat}");
+    on_disk(vec![tar(&[file("f", "x").pax("SCHILY.xattr.user.large", &[7; 4000])])]).unwrap();
+    // What no inode can hold is a clean error.
+    let huge = file("f", "x").pax("SCHILY.xattr.user.huge", &[7; 70_000]);
+    assert!(on_disk(vec![tar(&[huge])]).is_err());
+}
+
+#[test]
+fn h41_access_lists_become_ext4s_own_form() {
+    // Version 2; user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 6, u32::MAX),
+        (0x02, 4, 1000),
+        (0x04, 4, u32::MAX),
+        (0x10, 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        acl.extend_from_slice(&tag.to_le_bytes());
+        acl.extend_from_slice(&perm.to_le_bytes());
+        acl.extend_from_slice(&id.to_le_bytes());
+    }
+    let with = file("f", "x")
+        .mode(0o640)
+        .pax("SCHILY.xattr.system.posix_acl_access", &acl);
+    let disk = on_disk(vec![tar(&[with])]).unwrap();
+    let stat = support::debugfs(disk.path(), "ea_get -x /f system.posix_acl_access");
+    // debugfs turns it back into the generic form.
+    assert!(stat.contains("02 00 00 00") && stat.contains("e8 03 00 00"), "{stat}");
+    let broken = file("f", "x").pax("SCHILY.xattr.system.posix_acl_access", &acl[..7]);
+    assert!(on_disk(vec![tar(&[broken])]).is_err());
+}
+
+#[test]
+fn h42_owners_are_32_bits_and_no_more() {
+    for id in [65_535, 65_536, 2_097_151, 2_097_152, (1 << 31) + 5, u64::from(u32::MAX)] {
+        let mut tree = merge(&[&[file("f", "x").owner(id, id)]]).unwrap();
+        let (_, uid, gid, _) = attributes(&mut tree, "f");
+        assert_eq!((u64::from(uid), u64::from(gid)), (id, id));
+    }
+    for bad in [
+        file("f", "x").owner(1 << 32, 0),
+        file("f", "x").pax("gid", b"4294967296"),
+    ] {
+        assert!(matches!(refused(&[&[bad]]), LayerError::Malformed(_)));
+    }
+}
+
+#[test]
+fn h43_times_keep_nanoseconds_before_1970_and_after_2038() {
+    let at = |mtime| {
+        let mut file = file("f", "x");
+        file.mtime = mtime;
+        file
+    };
+    for seconds in [0, -1, -86_400, 4_102_444_800, 1 << 33] {
+        let mut tree = merge(&[&[at(seconds)]]).unwrap();
+        assert_eq!(attributes(&mut tree, "f").3, (seconds, 0));
+    }
+    let mut tree = merge(&[&[at(5).pax("mtime", b"-1.25")]]).unwrap();
+    assert_eq!(attributes(&mut tree, "f").3, (-2, 750_000_000));
+    // Beyond what ext4 can say, the time is the nearest that it can.
+    let disk = on_disk(vec![tar(&[at(1 << 40)])]).unwrap();
+    assert!(support::debugfs(disk.path(), "stat /f").contains("Size: 1"));
+}
+
+#[test]
+fn h44_old_and_contiguous_files_are_files_and_unknown_types_are_refused() {
+    let of = |flag, name| Member {
+        content: b"x".to_vec(),
+        ..member(flag, name)
+    };
+    let mut old_dir = member(0, "d/");
+    old_dir.mode = 0o755;
+    assert_eq!(
+        list(&[&[of(0, "nul"), of(b'7', "seven"), old_dir]]),
+        tree(&[("/d", "dir"), ("/nul", "\"x\""), ("/seven", "\"x\"")])
+    );
+    for flag in [b'8', b'A', b'D', b'M', b'N', b'V', 0xff] {
+        match refused(&[&[member(flag, "odd")]]) {
+            LayerError::Unsupported(why) => assert!(why.contains("odd") && why.contains("unknown type"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn h45_large_directories_and_deep_trees_are_neither_slow_nor_a_matter_of_the_stack() {
+    let mut members: Vec<Member> = (0..20_000).map(|n| file(&format!("many/f{n}"), "")).collect();
+    members.extend((0..66_000).map(|n| dir(&format!("subs/d{n}"))));
+    let deep = ["d"; 1500].join("/");
+    members.push(file(&format!("{deep}/x"), "deep"));
+    // On a small stack: nothing recurses.
+    let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
+        let tree = merge(&[&members]).unwrap();
+        drop(tree);
+        let mut small: Vec<Member> = members.into_iter().step_by(20).collect();
+        small.push(file(&format!("{deep}/x"), "deep"));
+        on_disk(vec![tar(&small)]).map(drop).unwrap();
+    });
+    thread.unwrap().join().unwrap();
+}
+
+#[test]
+fn h46_damaged_archives_are_refused_and_a_missing_end_alone_is_not() {
+    let good = open_tar(&[file("a", "content"), file("b", "x")]);
+    assert_eq!(one(good.clone()).unwrap(), ["/a", "/b"], "without its end");
+    assert_eq!(
+        one([&good[..], &[0; 512]].concat()).unwrap(),
+        ["/a", "/b"],
+        "with half of its end"
+    );
+    assert!(one(Vec::new()).unwrap().is_empty(), "an empty layer");
+    for cut in [1, 511, 513, 600, 1023, 1025, good.len() - 1] {
+        let error = one(good[..cut].to_vec()).unwrap_err();
+        assert!(matches!(error, LayerError::Malformed(_)), "cut at {cut}: {error:?}");
+    }
+    let mut flipped = good.clone();
+    flipped[1024 + 3] ^= 1;
+    assert!(one(flipped).unwrap_err().to_string().contains("checksum"));
+    let mut negative = file("a", "");
+    negative.size = Some(u64::MAX);
+    assert!(matches!(refused(&[&[negative]]), LayerError::Malformed(_)));
+    let mut huge = file("a", "x");
+    huge.size = Some(1 << 50);
+    assert!(matches!(refused(&[&[huge]]), LayerError::Malformed(_)));
+    // A lone zero block inside.
+    let lone = [&open_tar(&[file("a", "x")])[..], &[0; 512], &tar(&[file("b", "x")])].concat();
+    assert!(matches!(one(lone).unwrap_err(), LayerError::Malformed(_)));
+}
+
+#[test]
+fn h47_what_follows_the_end_is_no_entry_but_belongs_to_the_digest() {
+    let bytes = [&tar(&[file("a", "x")])[..], b"trailing", &tar(&[file("b", "x")])].concat();
+    let with = |digest: Digest, bytes: Vec<u8>| {
+        let layers = vec![Input {
+            bytes: Box::new(Cursor::new(bytes)),
+            diff_id: Some(digest),
+        }];
+        flatten(layers, &mut Memory::default(), &Limits::default(), &|| ())
+    };
+    let tree = with(Digest::sha256(&bytes), bytes.clone()).ok().unwrap();
+    assert_eq!(listed(&tree).len(), 1);
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    let (_, error) = with(Digest::sha256(&bytes), other).err().unwrap();
+    assert!(matches!(error, LayerError::WrongDiffId { .. }));
+}
+
+#[test]
+fn h51_another_diff_id_is_refused_with_both() {
+    let bytes = tar(&[file("a", "x")]);
+    let expected = Digest::sha256(b"something else");
+    let layers = vec![Input {
+        bytes: Box::new(Cursor::new(gzip(&bytes))),
+        diff_id: Some(expected.clone()),
+    }];
+    let (at, error) = flatten(layers, &mut Memory::default(), &Limits::default(), &|| ())
+        .err()
+        .unwrap();
+    let text = error.to_string();
+    assert!(
+        at == 0 && text.contains(&expected.to_string()) && text.contains(&Digest::sha256(&bytes).to_string()),
+        "{text}"
+    );
+}
+
+#[test]
+fn h52_h53_streams_of_many_parts_are_one_and_damaged_ones_are_refused() {
+    let bytes = tar(&[file("a", "content"), file("b", "more")]);
+    let (left, right) = bytes.split_at(700);
+    let skippable = [&[0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0][..], b"xx"].concat();
+    for (what, layer) in [
+        ("plain", bytes.clone()),
+        ("gzip", gzip(&bytes)),
+        ("gzip of many members", [gzip(left), gzip(b""), gzip(right)].concat()),
+        ("gzip with zeros behind it", [gzip(&bytes), vec![0; 5000]].concat()),
+        ("zstd", zstd(&bytes)),
+        (
+            "zstd of many frames",
+            [skippable.clone(), zstd(left), skippable.clone(), zstd(right), skippable].concat(),
+        ),
+    ] {
+        assert_eq!(one(layer).unwrap(), ["/a", "/b"], "{what}");
+    }
+    let mut crc = gzip(&bytes);
+    let at = crc.len() - 6;
+    crc[at] ^= 1;
+    for (what, layer) in [
+        ("garbage behind gzip", [gzip(&bytes), b"garbage".to_vec()].concat()),
+        ("a wrong checksum", crc),
+        ("cut gzip", gzip(&bytes)[..60].to_vec()),
+        ("cut zstd", zstd(&bytes)[..60].to_vec()),
+        ("garbage behind zstd", [zstd(&bytes), b"garbage".to_vec()].concat()),
+        (
+            "a window of 2 GiB",
+            vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 1, 0, 0],
+        ),
+        ("gzip in gzip", gzip(&gzip(&bytes))),
+        ("xz", b"\xfd7zXZ\0rest of it".to_vec()),
+        ("bzip2", b"BZh91AY&SY".to_vec()),
+    ] {
+        assert!(one(layer).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn h54_bombs_stop_at_their_bounds_and_not_one_byte_before() {
+    let limits = |bytes: u64, entries: u64| Limits {
+        uncompressed_bytes: bytes,
+        entries,
+        ..Limits::default()
+    };
+    let bytes = tar(&[file("a", ""), file("b", "")]);
+    let size = bytes.len() as u64;
+    let packed = gzip(&bytes);
+    assert!(apply(vec![packed.clone()], &limits(size, 2)).is_ok());
+    let too_large = |result: Result<_, LayerError>| match result {
+        Err(LayerError::TooLarge(_)) => true,
+        Err(LayerError::Read(error)) => error.kind() == std::io::ErrorKind::FileTooLarge,
+        _ => false,
+    };
+    assert!(too_large(apply(vec![packed.clone()], &limits(size - 1, 2))));
+    assert!(too_large(apply(vec![packed.clone()], &limits(size, 1))));
+    // The bounds are those of the image, not of each layer.
+    assert!(apply(vec![packed.clone(), packed.clone()], &limits(2 * size, 4)).is_ok());
+    assert!(too_large(apply(
+        vec![packed.clone(), packed.clone()],
+        &limits(2 * size - 1, 4)
+    )));
+    assert!(too_large(apply(
+        vec![packed.clone(), packed.clone()],
+        &limits(2 * size, 3)
+    )));
+    // A gigabyte of zeros in a kilobyte.
+    let mut zeros = file("z", "");
+    zeros.content = vec![0; 64 << 20];
+    let bomb = zstd(&tar(&[zeros]));
+    assert!(bomb.len() < 64 << 10);
+    assert!(too_large(apply(vec![bomb], &limits(1 << 20, 10))));
+    // What a sparse file says is not what it brings: its bound is the disk's, when it is written.
+    let sparse = file("s", "")
+        .pax("GNU.sparse.size", b"9223372036854775807")
+        .pax("GNU.sparse.map", b"");
+    let error = on_disk(vec![tar(&[sparse])]).map(drop).unwrap_err();
+    assert!(!error.is_empty());
+}

@@ -1,0 +1,414 @@
+//! Hazards of names, links and whiteouts, within one layer and across layers.
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use support::raw::{Member, attributes, dir, file, hardlink, list, member, merge, refused, symlink, tree, xattrs};
+use vmlet_artifacts::layers::LayerError;
+
+/// The same members as one layer, and as one layer each.
+fn both(members: &[Member], expected: &[(&str, &str)]) {
+    assert_eq!(list(&[members]), tree(expected), "in one layer");
+    let single: Vec<&[Member]> = members.chunks(1).collect();
+    assert_eq!(list(&single), tree(expected), "in layers of their own");
+}
+
+fn malformed(layers: &[&[Member]], part: &str) {
+    match refused(layers) {
+        LayerError::Malformed(why) => assert!(why.contains(part), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn h01_a_member_that_climbs_is_refused() {
+    malformed(&[&[file("../../etc/passwd", "x")]], "`..`");
+    malformed(&[&[file("/../x", "x")]], "`..`");
+}
+
+#[test]
+fn h02_a_member_that_climbs_but_stays_inside_is_refused_too() {
+    malformed(&[&[file("a/../b", "x")]], "`..`");
+    malformed(&[&[dir("a/..")]], "`..`");
+}
+
+#[test]
+fn h03_all_spellings_of_a_name_are_one_entry() {
+    both(
+        &[
+            file("a/b", "1"),
+            file("/a/b", "2"),
+            file("./a//b", "3"),
+            file("a/./b/", "4"),
+        ],
+        &[("/a", "dir"), ("/a/b", "\"4\"")],
+    );
+}
+
+#[test]
+fn h04_a_write_through_an_absolute_link_stays_in_the_image() {
+    both(
+        &[dir("tmp"), dir("tmp/x"), symlink("out", "/tmp/x"), file("out/p", "x")],
+        &[
+            ("/out", "-> /tmp/x"),
+            ("/tmp", "dir"),
+            ("/tmp/x", "dir"),
+            ("/tmp/x/p", "\"x\""),
+        ],
+    );
+}
+
+#[test]
+fn h05_a_link_that_climbs_out_is_clamped_at_the_root() {
+    both(
+        &[symlink("up", "../../../.."), file("up/p", "x")],
+        &[("/p", "\"x\""), ("/up", "-> ../../../..")],
+    );
+}
+
+#[test]
+fn h06_a_parent_that_is_a_link_to_a_directory_is_followed() {
+    both(
+        &[
+            dir("usr"),
+            dir("usr/lib"),
+            symlink("lib", "usr/lib"),
+            file("lib/x", "x"),
+        ],
+        &[
+            ("/lib", "-> usr/lib"),
+            ("/usr", "dir"),
+            ("/usr/lib", "dir"),
+            ("/usr/lib/x", "\"x\""),
+        ],
+    );
+}
+
+#[test]
+fn h07_a_directory_entry_over_a_link_makes_a_directory() {
+    both(
+        &[
+            dir("real"),
+            file("real/kept", "x"),
+            symlink("d", "real"),
+            dir("d"),
+            file("d/new", "y"),
+        ],
+        &[
+            ("/d", "dir"),
+            ("/d/new", "\"y\""),
+            ("/real", "dir"),
+            ("/real/kept", "\"x\""),
+        ],
+    );
+}
+
+#[test]
+fn h08_a_loop_of_links_in_the_way_is_refused() {
+    let members = [symlink("a", "b"), symlink("b", "a"), file("a/x", "x")];
+    malformed(&[&members], "loop");
+    malformed(&[&members[..2], &members[2..]], "loop");
+    // Forty are fine.
+    let mut chain = vec![dir("end")];
+    chain.push(symlink("l0", "end"));
+    for n in 1..40 {
+        chain.push(symlink(&format!("l{n}"), &format!("l{}", n - 1)));
+    }
+    chain.push(file("l39/x", "x"));
+    assert!(list(&[&chain]).contains_key("/end/x"));
+}
+
+#[test]
+fn h09_a_hard_link_out_of_the_root_is_refused() {
+    malformed(&[&[hardlink("a", "../../etc/passwd")]], "`..`");
+}
+
+#[test]
+fn h10_an_absolute_target_of_a_hard_link_means_the_images_root() {
+    both(
+        &[file("a", "x"), hardlink("b", "/a")],
+        &[("/a", "\"x\" x2"), ("/b", "\"x\" x2")],
+    );
+}
+
+#[test]
+fn h11_a_hard_link_to_a_symbolic_link_is_a_name_of_the_link() {
+    both(
+        &[file("a", "x"), symlink("l", "a"), hardlink("m", "l")],
+        &[("/a", "\"x\""), ("/l", "-> a x2"), ("/m", "-> a x2")],
+    );
+}
+
+#[test]
+fn h12_a_hard_link_to_a_directory_is_refused() {
+    let members = [dir("d"), hardlink("e", "d")];
+    malformed(&[&members], "directory");
+    malformed(&[&members[..1], &members[1..]], "directory");
+    malformed(&[&[hardlink("e", "/")]], "directory");
+}
+
+#[test]
+fn h13_a_hard_link_before_its_source_or_without_one_is_refused() {
+    malformed(&[&[hardlink("b", "a"), file("a", "x")]], "does not exist");
+    malformed(&[&[file("c", "x")], &[hardlink("b", "a")]], "does not exist");
+    // Hidden by its own layer.
+    malformed(
+        &[&[file("a", "x")], &[file(".wh.a", ""), hardlink("b", "a")]],
+        "does not exist",
+    );
+}
+
+#[test]
+fn h14_a_hard_link_to_a_file_of_a_lower_layer_is_found_also_through_links() {
+    let lower = [dir("usr"), file("usr/a", "x"), symlink("lib", "usr")];
+    assert_eq!(
+        list(&[&lower, &[hardlink("b", "lib/a")]]),
+        tree(&[
+            ("/b", "\"x\" x2"),
+            ("/lib", "-> usr"),
+            ("/usr", "dir"),
+            ("/usr/a", "\"x\" x2")
+        ])
+    );
+}
+
+#[test]
+fn h15_other_names_keep_the_old_inode_when_the_first_one_goes_or_is_replaced() {
+    let lower = [file("a", "old"), hardlink("b", "a"), hardlink("c", "a")];
+    assert_eq!(
+        list(&[&lower, &[file(".wh.a", "")]]),
+        tree(&[("/b", "\"old\" x2"), ("/c", "\"old\" x2")])
+    );
+    let replaced = tree(&[("/a", "\"new\""), ("/b", "\"old\" x2"), ("/c", "\"old\" x2")]);
+    assert_eq!(list(&[&lower, &[file("a", "new")]]), replaced);
+    let one = [&lower[..], &[file("a", "new")]].concat();
+    assert_eq!(list(&[&one]), replaced, "in one layer");
+    // A link in the place of its own source is no change.
+    assert_eq!(list(&[&lower, &[hardlink("a", "b")]])["/a"], "\"old\" x3");
+}
+
+#[test]
+fn h17_an_opaque_marker_hides_lower_layers_wherever_it_stands() {
+    let lower = [dir("d"), file("d/old", "x"), dir("d/sub"), file("d/sub/old", "x")];
+    let (marker, new, deep) = (
+        file("d/.wh..wh..opq", ""),
+        file("d/new", "y"),
+        file("d/sub/deep/new", "y"),
+    );
+    let expected = tree(&[
+        ("/d", "dir"),
+        ("/d/new", "\"y\""),
+        ("/d/sub", "dir"),
+        ("/d/sub/deep", "dir"),
+        ("/d/sub/deep/new", "\"y\""),
+    ]);
+    for upper in [
+        [marker.clone(), new.clone(), deep.clone()],
+        [new.clone(), marker.clone(), deep.clone()],
+        [new.clone(), deep.clone(), marker.clone()],
+    ] {
+        assert_eq!(list(&[&lower, &upper]), expected);
+    }
+    // It hides nothing of its own layer.
+    let own = [new, marker];
+    assert_eq!(list(&[&own]), tree(&[("/d", "dir"), ("/d/new", "\"y\"")]));
+}
+
+#[test]
+fn h18_a_whiteout_hides_lower_layers_only_in_both_orders() {
+    let lower = [dir("d"), file("d/old", "x"), file("f", "old")];
+    for upper in [
+        [
+            file(".wh.d", ""),
+            dir("d"),
+            file("d/new", "y"),
+            file(".wh.f", ""),
+            file("f", "new"),
+        ],
+        [
+            dir("d"),
+            file("d/new", "y"),
+            file("f", "new"),
+            file(".wh.f", ""),
+            file(".wh.d", ""),
+        ],
+    ] {
+        let expected = tree(&[("/d", "dir"), ("/d/new", "\"y\""), ("/f", "\"new\"")]);
+        assert_eq!(list(&[&lower, &upper]), expected);
+    }
+}
+
+#[test]
+fn h19_a_whiteout_of_nothing_is_nothing_and_makes_no_parent() {
+    assert!(list(&[&[file(".wh.none", ""), file("no/such/.wh.dir", "")]]).is_empty());
+    assert!(list(&[&[], &[file("no/.wh..wh..opq", "")]]).is_empty());
+}
+
+#[test]
+fn h20_a_whiteout_through_a_linked_directory_follows_the_link() {
+    let lower = [
+        dir("usr"),
+        file("usr/x", "x"),
+        file("usr/y", "y"),
+        symlink("lib", "usr"),
+    ];
+    assert_eq!(
+        list(&[&lower, &[file("lib/.wh.x", "")]]),
+        tree(&[("/lib", "-> usr"), ("/usr", "dir"), ("/usr/y", "\"y\"")])
+    );
+    assert_eq!(
+        list(&[&lower, &[file("lib/.wh..wh..opq", "")]]),
+        tree(&[("/lib", "-> usr"), ("/usr", "dir")])
+    );
+    // The link itself can be hidden, too.
+    assert!(list(&[&lower, &[file(".wh.lib", "")]]).contains_key("/usr/x"));
+}
+
+#[test]
+fn h21_whiteouts_without_a_name_are_refused() {
+    for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {
+        malformed(&[&[dir("d"), file("d/x", "x")], &[file(name, "")]], "names no entry");
+    }
+    malformed(&[&[file(".wh.d/x", "x")]], "below a whiteout");
+}
+
+#[test]
+fn h22_an_opaque_marker_at_the_root_hides_everything_below() {
+    let lower = [dir("a"), file("a/b", "x"), file("c", "x")];
+    let upper = [file("new", "y"), file(".wh..wh..opq", "")];
+    assert_eq!(list(&[&lower, &upper]), tree(&[("/new", "\"y\"")]));
+}
+
+#[test]
+fn h23_markers_never_appear() {
+    let upper = [
+        file(".wh.a", ""),
+        file("d/.wh..wh..opq", ""),
+        file(".wh..wh.plnk/1", ""),
+        file(".wh..wh.aufs", ""),
+    ];
+    assert!(list(&[&[file("a", "x")], &upper]).is_empty());
+}
+
+#[test]
+fn h24_what_was_deleted_does_not_come_back_with_a_deeper_entry() {
+    let lower = [dir("a"), dir("a/b"), file("a/b/old", "x"), file("a/old", "x")];
+    let upper = [file(".wh.a", ""), file("a/b/c/new", "y")];
+    let expected = tree(&[
+        ("/a", "dir"),
+        ("/a/b", "dir"),
+        ("/a/b/c", "dir"),
+        ("/a/b/c/new", "\"y\""),
+    ]);
+    assert_eq!(list(&[&lower, &upper]), expected);
+    assert_eq!(list(&[&lower, &upper[..1], &upper[1..]]), expected, "in a later layer");
+}
+
+#[test]
+fn h25_the_last_of_a_name_wins() {
+    both(&[file("a", "1"), file("a", "2"), file("a", "3")], &[("/a", "\"3\"")]);
+}
+
+#[test]
+fn h26_a_change_of_type_removes_what_was_there_with_all_below_it() {
+    let tests: [(Member, &str); 4] = [
+        (file("d", "x"), "\"x\""),
+        (symlink("d", "/e"), "-> /e"),
+        (member(b'6', "d"), "fifo"),
+        (
+            Member {
+                device: (1, 3),
+                ..member(b'3', "d")
+            },
+            "c 1:3",
+        ),
+    ];
+    for (now, word) in tests {
+        both(&[dir("d"), file("d/x", "x"), now.clone()], &[("/d", word)]);
+        both(&[now, dir("d")], &[("/d", "dir")]);
+    }
+    // There and back: nothing old is left.
+    both(
+        &[dir("d"), file("d/x", "x"), file("d", "f"), dir("d")],
+        &[("/d", "dir")],
+    );
+    // A file that is used as a directory is one.
+    both(&[file("d", "f"), file("d/x", "x")], &[("/d", "dir"), ("/d/x", "\"x\"")]);
+}
+
+#[test]
+fn h27_a_directory_over_a_directory_replaces_attributes_and_keeps_children() {
+    let old = dir("d").mode(0o700).owner(1, 2).pax("SCHILY.xattr.user.old", b"1");
+    let new = dir("d").mode(0o1777).owner(3, 4).pax("SCHILY.xattr.user.new", b"2");
+    let (inner, split): (Vec<Member>, _) = (
+        vec![old.clone(), file("d/x", "x"), new.clone()],
+        [old, file("d/x", "x"), new],
+    );
+    for layers in [vec![&inner[..]], split.chunks(1).collect()] {
+        let mut tree = merge(&layers).unwrap();
+        assert_eq!(attributes(&mut tree, "d"), (0o1777, 3, 4, (0, 0)));
+        assert_eq!(xattrs(&mut tree, "d"), [(b"user.new".to_vec(), b"2".to_vec())]);
+        assert!(tree.lookup(b"d/x").unwrap().is_some());
+    }
+}
+
+#[test]
+fn h28_implied_directories_are_0755_and_existing_ones_keep_their_attributes() {
+    let mut kept = dir("tmp").mode(0o1777).owner(5, 6);
+    kept.mtime = 77;
+    let members = [kept, file("tmp/x", "x"), file("new/sub/x", "x")];
+    for layers in [vec![&members[..]], members.chunks(1).collect()] {
+        let mut tree = merge(&layers).unwrap();
+        assert_eq!(attributes(&mut tree, "tmp"), (0o1777, 5, 6, (77, 0)));
+        assert_eq!(attributes(&mut tree, "new/sub"), (0o755, 0, 0, (0, 0)));
+    }
+}
+
+#[test]
+fn h29_the_roots_own_entry_counts_and_must_be_a_directory() {
+    let mut tree = merge(&[&[file("x", "x")]]).unwrap();
+    assert_eq!(attributes(&mut tree, ""), (0o755, 0, 0, (0, 0)));
+    let mut tree = merge(&[&[file("x", "x")], &[dir("./").mode(0o711).owner(1, 2)]]).unwrap();
+    assert_eq!(attributes(&mut tree, ""), (0o711, 1, 2, (0, 0)));
+    malformed(&[&[file("./", "x")]], "not a directory");
+    malformed(&[&[symlink("/", "x")]], "not a directory");
+}
+
+#[test]
+fn h30_names_of_255_bytes_are_exact_and_one_more_is_refused() {
+    let longest = "n".repeat(255);
+    let deep = ["d"; 100].join("/") + "/" + &longest;
+    let found = list(&[&[file(&longest, "x"), file(&deep, "y")]]);
+    assert_eq!(found[&format!("/{longest}")], "\"x\"");
+    assert_eq!(found[&format!("/{deep}")], "\"y\"");
+    malformed(&[&[file(&"n".repeat(256), "x")]], "256 bytes");
+    malformed(
+        &[&[symlink("l", &"n".repeat(256)), file("l/x", "x")]],
+        "longer than 255",
+    );
+    assert!(matches!(
+        refused(&[&[file(&"d/".repeat(2049), "x")]]),
+        LayerError::TooLarge(_)
+    ));
+}
+
+#[test]
+fn h31_symbolic_links_have_targets_of_1_to_4095_bytes() {
+    for length in [1, 59, 60, 61, 100, 101, 3000, 4095] {
+        let target = "t".repeat(length);
+        assert_eq!(list(&[&[symlink("l", &target)]])["/l"], format!("-> {target}"));
+    }
+    malformed(&[&[symlink("l", "")]], "impossible target");
+    malformed(&[&[symlink("l", &"t".repeat(4096))]], "impossible target");
+}
+
+#[test]
+fn h32_names_and_targets_are_bytes() {
+    let mut raw = file("x", "x");
+    raw.name = b"d/\xff\xfe\x01\n".to_vec();
+    let mut link = symlink("l", "x");
+    link.link = b"\x80/\xff".to_vec();
+    let found = list(&[&[raw, link]]);
+    assert_eq!(found["/d/\\xff\\xfe\\x01\\n"], "\"x\"");
+    assert_eq!(found["/l"], "-> \\x80/\\xff");
+}
