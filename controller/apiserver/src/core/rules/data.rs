@@ -181,7 +181,8 @@ pub(super) fn validate_config_map(object: &Value, old: Option<&Value>) -> Vec<Fi
     }
     check_keys(object, "binaryData", &mut errors);
     if size(object, "data", false) + size(object, "binaryData", true) > MAX_BYTES {
-        errors.push(FieldError::too_long("", MAX_BYTES as i64));
+        // How the real server prints the path of the object as a whole.
+        errors.push(FieldError::too_long("[]", MAX_BYTES as i64));
     }
     errors
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::text;
 use crate::names;
-use crate::schema::FieldError;
+use crate::schema::{FieldError, go_json};
 
 const CORE: &str = "v1";
 const EVENTS: &str = "events.k8s.io/v1";
@@ -213,9 +213,31 @@ fn updated(event: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     for (field, said) in fixed {
         let (new, old) = (&event[field], &old[field]);
         if new != old && !same_moment(new, old) {
-            errors.push(FieldError::invalid(said, new.clone(), "field is immutable"));
+            errors.push(FieldError {
+                detail: shown(new) + "field is immutable",
+                value: (!new.is_object()).then(|| new.clone()),
+                ..FieldError::invalid(said, "", "")
+            });
         }
     }
+}
+
+/// An object reference with the names of Go's structure, as the real server shows it.
+fn shown(value: &Value) -> String {
+    const FIELDS: [(&str, &str); 7] = [
+        ("Kind", "kind"),
+        ("Namespace", "namespace"),
+        ("Name", "name"),
+        ("UID", "uid"),
+        ("APIVersion", "apiVersion"),
+        ("ResourceVersion", "resourceVersion"),
+        ("FieldPath", "fieldPath"),
+    ];
+    if !value.is_object() {
+        return String::new();
+    }
+    let fields = FIELDS.map(|(shown, name)| format!("\"{shown}\":{}", go_json(&text(value, name).into())));
+    format!("{{{}}}: ", fields.join(","))
 }
 
 /// Whether two texts are one time, to the microsecond.
