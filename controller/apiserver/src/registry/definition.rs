@@ -82,7 +82,7 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
     if super::builtin().iter().any(|r| r.group == group) {
         errors.push(FieldError::forbidden("spec.group", "this group is built in"));
     }
-    let namespaced = match spec["scope"].as_str() {
+    let namespaced = match spec["scope"].as_str().filter(|scope| !scope.is_empty()) {
         Some("Namespaced") => true,
         Some("Cluster") => false,
         Some(other) => {
@@ -103,9 +103,17 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
         errors.push(FieldError::forbidden("spec.conversion.strategy", why));
     }
     let (mut versions, mut stored) = (Vec::new(), Vec::new());
-    for (index, source) in spec["versions"].as_array().into_iter().flatten().enumerate() {
-        let path = format!("spec.versions[{index}]");
-        match version(source, &path) {
+    let sources: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
+    // What all versions share is named by its place in older APIs.
+    let shared = sources.windows(2).all(|pair| pair[0]["schema"] == pair[1]["schema"]);
+    for (index, source) in sources.into_iter().enumerate() {
+        let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+        let place = if shared {
+            "spec.validation.openAPIV3Schema"
+        } else {
+            path.as_str()
+        };
+        match version(source, &path, place) {
             Ok(version) => {
                 if source["storage"] == true {
                     stored.push(version.name.clone());
@@ -114,7 +122,10 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
                     versions.push(version);
                 }
             }
-            Err(more) => errors.extend(more),
+            Err(more) => {
+                let new: Vec<FieldError> = more.into_iter().filter(|e| !errors.contains(e)).collect();
+                errors.extend(new);
+            }
         }
     }
     errors.extend(columns(spec));
@@ -147,15 +158,13 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
     })
 }
 
-fn version(source: &Value, path: &str) -> Result<Version, Vec<FieldError>> {
+/// Reads a version whose schema stands at `path`, and goes by `place` in errors.
+fn version(source: &Value, path: &str, place: &str) -> Result<Version, Vec<FieldError>> {
     let raw = &source["schema"]["openAPIV3Schema"];
     if raw.is_null() {
-        return Err(vec![FieldError::required(
-            format!("{path}.schema.openAPIV3Schema"),
-            "schemas are required",
-        )]);
+        return Err(vec![FieldError::required(path, "schemas are required")]);
     }
-    let schema = Schema::compile(raw, &format!("{path}.schema.openAPIV3Schema"))?;
+    let schema = Schema::compile(raw, place)?;
     let sub = &source["subresources"];
     let scale = sub["scale"].as_object().map(|scale| Scale {
         spec: scale.get("specReplicasPath").map(text).unwrap_or_default(),

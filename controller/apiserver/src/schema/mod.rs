@@ -49,6 +49,7 @@ impl Schema {
         if errors.is_empty() {
             structural::check_defaults(&root, path, &mut errors);
         }
+        cel::check_sources(&root, path, &mut errors);
         let mut rules = cel::Rules::default();
         if errors.is_empty() {
             rules = cel::Rules::compile(&root, path, &mut errors);

@@ -231,16 +231,19 @@ fn selectable(version: &Value, place: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// The type of the field that a path of names leads to.
-fn field_type<'s>(schema: &'s Value, path: &str) -> Result<&'s str, &'static str> {
+fn field_type<'s>(schema: &'s Value, path: &str) -> Result<&'s str, String> {
     let mut node = schema;
     let Some(names) = path.strip_prefix('.') else {
-        return Err("expected [ or . but got something else");
+        let first = path.split(['.', '[', ']']).next().unwrap_or_default();
+        return Err(format!("expected [ or . but got: {first}"));
     };
     for name in names.split('.') {
         if name.contains('[') {
-            return Err("array notation is not allowed");
+            return Err("array notation is not allowed".to_owned());
         }
-        node = node["properties"].get(name).ok_or("does not refer to a valid field")?;
+        node = node["properties"]
+            .get(name)
+            .ok_or_else(|| "does not refer to a valid field".to_owned())?;
     }
     Ok(text(node, "type"))
 }

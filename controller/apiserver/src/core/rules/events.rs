@@ -203,6 +203,8 @@ fn updated(event: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         ("firstTimestamp", "firstTimestamp"),
         ("lastTimestamp", "lastTimestamp"),
         ("count", "count"),
+        // The real server says it twice.
+        ("reason", "reason"),
         ("type", "type"),
         ("eventTime", "eventTime"),
         ("action", "action"),

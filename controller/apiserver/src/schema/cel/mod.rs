@@ -1,6 +1,7 @@
 //! `x-kubernetes-validations`: CEL, the Common Expression Language, as custom resources use it.
 //!
 //! ```text
+//! check_sources(&root, path, &mut errors);                     // what can be seen without compiling
 //! let rules = Rules::compile(&root, path, &mut errors);        // when a definition is applied
 //! rules.run(&root, &object, old.as_ref(), &mut errors);        // at every write
 //! ```
@@ -27,4 +28,4 @@ mod tests;
 mod types;
 mod value;
 
-pub(super) use rules::Rules;
+pub(super) use rules::{Rules, check_sources};

@@ -64,7 +64,7 @@ fn level(node: &Node, root: bool, path: &str, loose: Option<&str>, errors: &mut 
                 ErrorKind::Internal,
                 child(path, "x-kubernetes-validations"),
                 "",
-                "failed to convert to declType for CEL validation rules",
+                "internal error: failed to construct type information for x-kubernetes-validations rules: unable to convert structural schema to CEL declarations",
             )),
         }
     }
@@ -100,13 +100,8 @@ fn rule(
     if text.is_empty() {
         return None;
     }
-    let field_path = match field_path(source, node, place) {
-        Ok(path) => path,
-        Err(error) => {
-            errors.push(error);
-            String::new()
-        }
-    };
+    let path = source.field_path.as_deref().unwrap_or_default();
+    let field_path = walk(path, node).map(|(normal, _)| normal).unwrap_or_default();
     let (expr, uses_old) = match compile(&source.rule, this, source.optional_old_self, &BOOL) {
         Ok(compiled) => compiled,
         Err(problem) => {
@@ -115,36 +110,27 @@ fn rule(
                 None => "cel expression must evaluate to a bool".to_owned(),
             };
             errors.push(refused(source, child(place, "rule"), &detail));
+            unused_option(source, false, place, errors);
             return None;
         }
     };
     let mut message_expr = None;
     if let Some(text) = source.message_expression.as_deref().filter(|t| !t.is_empty()) {
         let at = child(place, "messageExpression");
-        if text.trim().is_empty() {
-            errors.push(FieldError::required(
-                at,
-                "messageExpression must be non-empty if specified",
-            ));
-        } else {
-            match compile(text, this, source.optional_old_self, &STRING) {
-                Ok((expr, _)) => message_expr = Some(expr),
-                Err(Some(problems)) => {
-                    let detail = format!("messageExpression compilation failed: {problems}");
-                    errors.push(refused(source, at, &detail));
-                }
-                Err(None) => errors.push(refused(source, at, "messageExpression must evaluate to a string")),
+        match compile(text, this, source.optional_old_self, &STRING) {
+            Ok((expr, _)) => message_expr = Some(expr),
+            Err(Some(problems)) => {
+                let detail = format!("messageExpression compilation failed: {problems}");
+                errors.push(refused(source, at, &detail));
             }
+            Err(None) => errors.push(refused(source, at, "messageExpression must evaluate to a string")),
         }
     }
     if let Some(list) = loose.filter(|_| uses_old) {
         let detail = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {list}");
         errors.push(FieldError::invalid(child(place, "rule"), source.rule.as_str(), detail));
     }
-    if source.optional_old_self && !uses_old {
-        let detail = "may not be set if oldSelf is not used in rule";
-        errors.push(FieldError::invalid(child(place, "optionalOldSelf"), true, detail));
-    }
+    unused_option(source, uses_old, place, errors);
     if errors.len() > before {
         return None;
     }
@@ -164,6 +150,13 @@ fn rule(
         },
         field_path,
     })
+}
+
+fn unused_option(source: &RuleSource, uses_old: bool, place: &str, errors: &mut Vec<FieldError>) {
+    if source.optional_old_self && !uses_old {
+        let detail = "may not be set if oldSelf is not used in rule";
+        errors.push(FieldError::invalid(child(place, "optionalOldSelf"), true, detail));
+    }
 }
 
 /// Parses and checks an expression; `None` in the error says that its type is not `wanted`.
@@ -207,21 +200,40 @@ fn refused(source: &RuleSource, field: String, detail: &str) -> FieldError {
     }
 }
 
-/// The path that errors add to the rule's own place: `.a['b']` is `a[b]`.
-fn field_path(source: &RuleSource, node: &Node, place: &str) -> Result<String, FieldError> {
-    let Some(path) = source.field_path.as_deref().filter(|p| !p.is_empty()) else {
-        return Ok(String::new());
-    };
-    let at = child(place, "fieldPath");
-    if path.trim().is_empty() {
-        return Err(FieldError::invalid(at, path, "must be non-empty if specified"));
+/// Checks what else the rules of a schema say: message expressions and field paths.
+pub(in crate::schema) fn check_sources(node: &Node, path: &str, errors: &mut Vec<FieldError>) {
+    for (i, source) in node.rules.iter().enumerate() {
+        let place = format!("{}[{i}]", child(path, "x-kubernetes-validations"));
+        let expression = source.message_expression.as_deref().unwrap_or_default();
+        if !expression.is_empty() && expression.trim().is_empty() {
+            let at = child(&place, "messageExpression");
+            errors.push(FieldError::required(
+                at,
+                "messageExpression must be non-empty if specified",
+            ));
+        }
+        let field = source.field_path.as_deref().unwrap_or_default();
+        let problems = [
+            (
+                !field.is_empty() && field.trim().is_empty(),
+                "must be non-empty if specified",
+            ),
+            (field.contains(['\n', '\r']), "must not contain line breaks"),
+            (!field.is_empty() && walk(field, node).is_none(), "must be a valid path"),
+        ];
+        for (_, words) in problems.into_iter().filter(|(wrong, _)| *wrong) {
+            errors.push(FieldError::invalid(child(&place, "fieldPath"), field, words));
+        }
     }
-    if path.contains(['\n', '\r']) {
-        return Err(FieldError::invalid(at, path, "must not contain line breaks"));
+    for (name, property) in &node.properties {
+        check_sources(property, &format!("{}[{name}]", child(path, "properties")), errors);
     }
-    walk(path, node)
-        .map(|(normal, _)| normal)
-        .ok_or_else(|| FieldError::invalid(at, path, "must be a valid path"))
+    if let Some(Additional::Schema(other)) = &node.additional {
+        check_sources(other, &child(path, "additionalProperties"), errors);
+    }
+    if let Some(items) = node.items.as_deref() {
+        check_sources(items, &child(path, "items"), errors);
+    }
 }
 
 /// Follows a path of `.name` and `['name']` through a schema: its normal form and the schema it leads to.
