@@ -615,3 +615,64 @@ async fn a_blob_that_images_share_is_downloaded_once() {
     assert_eq!(web.count(&images[0].layer(0).0), 1);
     artifacts.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_asked_of_the_registry_and_never_of_their_urls_and_unknown_types_are_refused() {
+    use serde_json::{Value, json};
+    let usual = Image::usual();
+    let elsewhere = Web::start(|_| Reply::new(200));
+    let with = |media_type: &str| {
+        let mut manifest: Value = serde_json::from_slice(&usual.manifest).unwrap();
+        manifest["layers"][1]["mediaType"] = json!(media_type);
+        manifest["layers"][1]["urls"] = json!([elsewhere.url("/layer")]);
+        manifest.as_object_mut().unwrap().remove("mediaType");
+        Image {
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+            ..usual.clone()
+        }
+    };
+    for media_type in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        // It lies: the bytes are gzip.
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+    ] {
+        pull(&with(media_type).serve(|_| None)).await.unwrap();
+    }
+    for media_type in [
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "text/x.tar",
+        "",
+    ] {
+        let failure = pull(&with(media_type).serve(|_| None)).await.unwrap_err();
+        assert_eq!(failure.reason, "UnsupportedFormat", "{failure:?}");
+        assert!(failure.message.contains(media_type), "{failure:?}");
+    }
+    assert!(elsewhere.log().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_whose_sizes_lie_are_refused() {
+    use serde_json::{Value, json};
+    let usual = Image::usual();
+    for (place, by, reason) in [
+        ("layers", 1, "Unavailable"),
+        ("layers", -1, "TooLarge"),
+        ("config", -1, "TooLarge"),
+    ] {
+        let mut manifest: Value = serde_json::from_slice(&usual.manifest).unwrap();
+        let size = if place == "config" {
+            &mut manifest["config"]["size"]
+        } else {
+            &mut manifest["layers"][2]["size"]
+        };
+        *size = json!(size.as_i64().unwrap() + by);
+        let image = Image {
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+            ..usual.clone()
+        };
+        let failure = pull(&image.serve(|_| None)).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{place} {by}: {failure:?}");
+    }
+}

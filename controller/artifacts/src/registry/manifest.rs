@@ -186,3 +186,118 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const HEX: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
+
+    fn entry(name: &str, platform: Value) -> Value {
+        json!({ "mediaType": name, "digest": format!("sha256:{HEX}"), "size": 1, "platform": platform })
+    }
+
+    fn chosen(entries: &[Value], platform: &str) -> Result<String, PullError> {
+        let index = json!({ "schemaVersion": 2, "manifests": entries });
+        let bytes = serde_json::to_vec(&index).expect("JSON");
+        let Document::Index(entries) = parse(&bytes, 512)? else {
+            panic!("not an index")
+        };
+        let platform = platform.parse().expect("a platform");
+        choose(&entries, &platform).map(|entry| entry.media_type.clone())
+    }
+
+    fn on(os: &str, architecture: &str) -> Value {
+        json!({ "os": os, "architecture": architecture })
+    }
+
+    fn arm(variant: &str) -> Value {
+        json!({ "os": "linux", "architecture": "arm", "variant": variant })
+    }
+
+    #[test]
+    fn the_entry_of_the_platform_is_taken_and_attestations_never() {
+        let entries = [
+            entry("proof", on("unknown", "unknown")),
+            entry("windows", on("windows", "amd64")),
+            entry("arm", on("linux", "arm64")),
+            entry("amd", on("linux", "amd64")),
+        ];
+        assert_eq!(chosen(&entries, "linux/amd64").expect("there"), "amd");
+        let error = chosen(&entries[..3], "linux/amd64").expect_err("not there");
+        assert_eq!(error.reason, Reason::UnsupportedPlatform);
+        assert!(error.message.contains("windows/amd64, linux/arm64"), "{error}");
+        let mut annotated = entry("proof", on("linux", "amd64"));
+        annotated["annotations"] = json!({ "vnd.docker.reference.type": "attestation-manifest" });
+        chosen(&[annotated], "linux/amd64").expect_err("an attestation is no image");
+    }
+
+    #[test]
+    fn an_entry_without_a_platform_counts_only_when_it_is_the_only_one() {
+        let bare = entry("bare", Value::Null);
+        assert_eq!(
+            chosen(std::slice::from_ref(&bare), "linux/amd64").expect("alone"),
+            "bare"
+        );
+        let proof = entry("proof", on("unknown", "unknown"));
+        assert_eq!(chosen(&[bare.clone(), proof], "linux/amd64").expect("alone"), "bare");
+        chosen(&[bare.clone(), bare], "linux/amd64").expect_err("two");
+    }
+
+    #[test]
+    fn the_best_variant_that_is_not_newer_than_the_wanted_one_is_taken() {
+        let entries = [entry("v7", arm("v7")), entry("v5", arm("v5")), entry("v6", arm("v6"))];
+        assert_eq!(chosen(&entries, "linux/arm/v6").expect("there"), "v6");
+        assert_eq!(chosen(&entries, "linux/arm/v8").expect("there"), "v7");
+        assert_eq!(
+            chosen(&entries, "linux/arm").expect("there"),
+            "v5",
+            "it runs everywhere"
+        );
+        chosen(&entries[..1], "linux/arm/v6").expect_err("too new");
+    }
+
+    #[test]
+    fn a_manifest_is_known_by_its_shape_and_bounded() {
+        let layer = json!({ "mediaType": LAYERS[0], "digest": format!("sha256:{HEX}"), "size": 1 });
+        let manifest = |count: usize| {
+            let manifest = json!({ "schemaVersion": 2, "config": layer, "layers": vec![layer.clone(); count] });
+            serde_json::to_vec(&manifest).expect("JSON")
+        };
+        // No mediaType in it, and 512 layers: fine.
+        assert!(matches!(parse(&manifest(512), 512), Ok(Document::Manifest(m)) if m.layers.len() == 512));
+        assert_eq!(
+            parse(&manifest(513), 512).expect_err("too many").reason,
+            Reason::TooLarge
+        );
+        let both = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#;
+        assert_eq!(parse(both, 512).expect_err("both").reason, Reason::Malformed);
+        let old = br#"{"schemaVersion":1,"name":"a","tag":"b","fsLayers":[],"history":[]}"#;
+        assert_eq!(parse(old, 512).expect_err("schema 1").reason, Reason::UnsupportedFormat);
+        let negative = br#"{"schemaVersion":2,"config":{"digest":"sha256:x","size":-1},"layers":[]}"#;
+        assert_eq!(parse(negative, 512).expect_err("negative").reason, Reason::Malformed);
+        let deep = "[".repeat(100_000);
+        assert_eq!(parse(deep.as_bytes(), 512).expect_err("deep").reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn media_types_are_compared_whole() {
+        for good in LAYERS {
+            assert!(is_layer(good) && !is_config(good), "{good}");
+        }
+        for bad in [
+            "",
+            "application/vnd.oci.image.layer.v1.tar+encrypted",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "application/vnd.oci.image.layer.v1.tar+gzip ",
+            "text/plain; x=.tar",
+            "application/vnd.in-toto+json",
+            "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+        ] {
+            assert!(!is_layer(bad), "{bad}");
+        }
+        assert!(is_config("application/vnd.docker.container.image.v1+json"));
+        assert!(!is_config("application/vnd.oci.empty.v1+json") && !is_config("x/image.config"));
+    }
+}
