@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -120,7 +120,8 @@ impl Machines {
             let _ = seen.wait_for(|seen| !is_adopting(seen)).await;
         }));
         let _ = tokio::time::timeout(ADOPTION, settled).await;
-        let runs = |seen: &watch::Receiver<Observation>| seen.borrow().vmm.as_ref().is_some_and(|vmm| vmm.pid.is_some());
+        let runs =
+            |seen: &watch::Receiver<Observation>| seen.borrow().vmm.as_ref().is_some_and(|vmm| vmm.pid.is_some());
         let count = adopted.iter().filter(|seen| runs(seen)).count();
         let took_us = begun.elapsed().as_micros();
         tracing::info!(count, took_us, "machines are adopted");

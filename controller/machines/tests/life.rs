@@ -425,12 +425,13 @@ async fn many_machines_are_adopted_at_once() {
     let probing = Instant::now();
     vmlet_machines::probe(&kit.config());
     let probing = probing.elapsed();
-    let begun = Instant::now();
+    let (before, begun) = (private_memory(), Instant::now());
     let mut agent = kit.open().await;
     let took = begun.elapsed();
     println!(
-        "adopting {MACHINES}: {took:?}, of it {probing:?} looking at the host: {:?} per machine",
-        took.saturating_sub(probing) / MACHINES
+        "adopting {MACHINES}: {took:?}, of it {probing:?} looking at the host: {:?} per machine; {} KiB of memory for all",
+        took.saturating_sub(probing) / MACHINES,
+        private_memory().saturating_sub(before)
     );
     for uid in &uids {
         assert_eq!(agent.seen(uid).phase, Phase::Starting, "adopted when open returns");
@@ -467,4 +468,17 @@ fn what_an_ordinary_user_cannot_have_is_found_with_a_remedy() {
         assert!(finding.remedy.is_some(), "{finding:?}");
     }
     println!("what an ordinary user cannot have was looked for");
+}
+
+/// KiB that are this process's own.
+fn private_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let kibibytes = |line: &str| {
+        line.strip_prefix("Private_Dirty:")?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    };
+    text.lines().find_map(kibibytes).unwrap_or(0)
 }

@@ -12,6 +12,8 @@ use tokio::net::UnixStream;
 
 /// The longest line accepted: a whole console ring in base64 and some more.
 const MAX_LINE: usize = 4 << 20;
+/// Bytes of buffer that a quiet connection keeps.
+const IDLE_BUFFER: usize = 4 << 10;
 /// Events kept while a call waits for its answer; the oldest are dropped.
 const MAX_EVENTS: usize = 256;
 
@@ -168,8 +170,10 @@ impl Qmp {
             if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=self.scanned + at).collect();
                 self.scanned = 0;
-                // A burst of a megabyte must not be kept for life.
-                self.buffer.shrink_to(64 << 10);
+                // A burst must not be kept for life: there are many machines, and most are quiet.
+                if self.buffer.is_empty() {
+                    self.buffer.shrink_to(IDLE_BUFFER);
+                }
                 return parse(&line);
             }
             self.scanned = self.buffer.len();

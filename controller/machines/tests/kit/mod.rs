@@ -29,6 +29,8 @@ pub struct Kit {
     pub kernel: PathBuf,
     pub modules: Option<PathBuf>,
     pub base: PathBuf,
+    /// Bytes of memory of a machine.
+    pub memory: u64,
     /// None: it belongs to the test that started this process.
     own: Option<(tempfile::TempDir, File)>,
 }
@@ -36,7 +38,7 @@ pub struct Kit {
 impl Kit {
     /// With a kernel of a few instructions (see [`kernel`]). None, with a printed word: no QEMU.
     pub fn tiny(code: &[u8]) -> Option<Kit> {
-        if !vmlet_machines::probe(&Config::new("/nonexistent".into())).qemu.is_ok() {
+        if vmlet_machines::probe(&Config::new("/nonexistent".into())).qemu.is_err() {
             println!("skipped: no QEMU");
             return None;
         }
@@ -52,6 +54,7 @@ impl Kit {
             kernel,
             modules: None,
             base,
+            memory: 16 << 20,
             own: Some(dir),
         })
     }
@@ -63,6 +66,7 @@ impl Kit {
             kernel: path.join("kernel"),
             modules: None,
             base: path.join("base"),
+            memory: 16 << 20,
             own: None,
         }
     }
@@ -95,7 +99,7 @@ impl Kit {
             println!("skipped: mke2fs made no disk");
             return None;
         }
-        (kit.kernel, kit.modules) = (kernel, Some(modules));
+        (kit.kernel, kit.modules, kit.memory) = (kernel, Some(modules), 256 << 20);
         Some(kit)
     }
 
@@ -108,7 +112,7 @@ impl Kit {
         Box::new(MachineSpec {
             name: "test".into(),
             cpus: 1,
-            memory_bytes: if self.modules.is_some() { 256 << 20 } else { 16 << 20 },
+            memory_bytes: self.memory,
             kernel: self.kernel.clone(),
             modules_tar: self.modules.clone(),
             modules_disk: None,
