@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint
+.PHONY: help demo demo-stop test lint e2e e2e-bugs
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -13,6 +13,12 @@ demo-stop: ## Stop what `make demo` started
 
 test: ## Every test that belongs with a change; the last line is "N passed, N failed"
 	@scripts/test
+
+e2e: ## The scenarios: `make e2e JOBS=4 [SCENARIO=a,b] [LIST=1] [API=standalone] [RELEASE=1]`
+	@scripts/e2e $(if $(LIST),--list) $(if $(JOBS),--jobs $(JOBS)) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(API),--api $(API))
+
+e2e-bugs: ## Puts back each of the four bugs that the project was born from, and sees its scenario fail
+	@scripts/e2e-bugs
 
 lint: ## Formatting and lints, as errors
 	cargo fmt --all --check

@@ -33,10 +33,19 @@ pub fn available() -> bool {
 impl ControlPlane {
     /// Starts a control plane on free ports and waits until it is ready.
     pub async fn start() -> Result<ControlPlane> {
+        Self::start_with(&["--unsafe-no-fsync"]).await
+    }
+
+    /// As `start`, but what the API acknowledges is safe on disk, as it is in earnest.
+    pub async fn start_durable() -> Result<ControlPlane> {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(etcd_flags: &[&str]) -> Result<ControlPlane> {
         let mut failure = None;
         // A free port may be taken by someone else before the server binds it.
         for _ in 0..3 {
-            match Self::start_once().await {
+            match Self::start_once(etcd_flags).await {
                 Ok(started) => return Ok(started),
                 Err(error) => failure = Some(error),
             }
@@ -44,7 +53,7 @@ impl ControlPlane {
         Err(failure.context("unreachable: the loop runs")?)
     }
 
-    async fn start_once() -> Result<ControlPlane> {
+    async fn start_once(etcd_flags: &[&str]) -> Result<ControlPlane> {
         let dir = tempfile::Builder::new().prefix("vmlet-controlplane.").tempdir()?;
         let pki = Pki::create(&dir.path().join("pki"))?;
         let (client, peer, port, unused) = (free_port()?, free_port()?, free_port()?, free_port()?);
@@ -62,7 +71,8 @@ impl ControlPlane {
                 "--initial-advertise-peer-urls",
                 &peer_url,
             ])
-            .args(["--initial-cluster", &format!("default={peer_url}"), "--unsafe-no-fsync"]);
+            .args(["--initial-cluster", &format!("default={peer_url}")])
+            .args(etcd_flags);
         let mut etcd = Process::spawn("etcd", command, &dir.path().join("etcd.log"))?;
 
         let mut command = binary("kube-apiserver")?;

@@ -28,80 +28,162 @@ impl Target {
     }
 }
 
+/// An image or another artifact that has been read into memory, to be changed and pushed.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    manifest: Value,
+    media_type: String,
+    /// Bytes of the configuration and of the layers, in the manifest's order.
+    config: Vec<u8>,
+    layers: Vec<Vec<u8>>,
+}
+
+impl Artifact {
+    /// Reads the first manifest of the layout in `dir` with all that it names.
+    pub fn read(dir: &Path) -> Result<Artifact> {
+        let index: Value = serde_json::from_slice(
+            &std::fs::read(dir.join("index.json")).with_context(|| format!("{} is no OCI layout", dir.display()))?,
+        )?;
+        let descriptor = index.pointer("/manifests/0").context("index.json lists no manifest")?;
+        let media_type = text(descriptor, "/mediaType")?.to_owned();
+        let manifest: Value = serde_json::from_slice(&std::fs::read(blob_path(dir, text(descriptor, "/digest")?)?)?)?;
+        let config = std::fs::read(blob_path(dir, text(&manifest, "/config/digest")?)?)?;
+        let layers = manifest
+            .pointer("/layers")
+            .and_then(Value::as_array)
+            .context("an index inside of an index is not supported")?
+            .iter()
+            .map(|layer| Ok(std::fs::read(blob_path(dir, text(layer, "/digest")?)?)?))
+            .collect::<Result<_>>()?;
+        Ok(Artifact {
+            manifest,
+            media_type,
+            config,
+            layers,
+        })
+    }
+
+    /// The same contents in other bytes: every layer and the configuration get digests that nothing else
+    /// has. Layers must be gzip without a file name, or zstd.
+    pub fn made_unique(mut self, word: &str) -> Result<Artifact> {
+        for layer in &mut self.layers {
+            mark(layer, word)?;
+        }
+        // JSON may have white space at its end.
+        self.config.push(b'\n');
+        self.manifest["annotations"]["dev.vmlet.e2e"] = word.into();
+        Ok(self)
+    }
+
+    /// Puts a layer of one file on top: `size` bytes that do not compress, the same for the same `word`.
+    pub fn with_file(mut self, path: &str, size: usize, word: &str) -> Result<Artifact> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size as u64);
+        header.set_mode(0o644);
+        header.set_mtime(1_700_000_000);
+        tar.append_data(&mut header, path, noise(size, word).as_slice())?;
+        let layer = tar.into_inner()?;
+        let mut image: Value = serde_json::from_slice(&self.config)?;
+        image
+            .pointer_mut("/rootfs/diff_ids")
+            .and_then(Value::as_array_mut)
+            .context("the configuration has no diff_ids")?
+            .push(digest_of(&layer).into());
+        self.config = image.to_string().into_bytes();
+        self.manifest
+            .pointer_mut("/layers")
+            .and_then(Value::as_array_mut)
+            .context("the manifest has no layers")?
+            .push(serde_json::json!({"mediaType": "application/vnd.oci.image.layer.v1.tar"}));
+        self.layers.push(layer);
+        Ok(self)
+    }
+
+    /// Digest of the last layer.
+    pub fn last_layer(&self) -> Option<String> {
+        self.layers.last().map(|layer| digest_of(layer))
+    }
+
+    /// Number of blobs: the configuration and the layers.
+    pub fn blobs(&self) -> usize {
+        1 + self.layers.len()
+    }
+
+    /// Pushes it as `reference` and returns the manifest's digest. What the registry has already is not
+    /// sent again.
+    pub async fn push(mut self, reference: &str) -> Result<String> {
+        let target = Target::parse(reference)?;
+        let http = crate::registry::http_client()?;
+        describe(&mut self.manifest["config"], &self.config);
+        push_blob(&http, &target, &digest_of(&self.config), self.config).await?;
+        for (at, layer) in self.layers.into_iter().enumerate() {
+            describe(&mut self.manifest["layers"][at], &layer);
+            push_blob(&http, &target, &digest_of(&layer), layer).await?;
+        }
+        let manifest = self.manifest.to_string().into_bytes();
+        let digest = digest_of(&manifest);
+        let url = format!("{}/manifests/{}", target.base, target.tag);
+        let answer = http
+            .put(&url)
+            .header(CONTENT_TYPE, self.media_type)
+            .body(manifest)
+            .send()
+            .await?;
+        ensure!(
+            answer.status() == StatusCode::CREATED,
+            "PUT {url}: {}: {}",
+            answer.status(),
+            answer.text().await?
+        );
+        Ok(digest)
+    }
+}
+
 /// Pushes the first manifest of the layout in `dir` (with all that it names) as `reference` and returns
-/// the manifest's digest. What the registry has already is not sent again.
+/// the manifest's digest.
 pub async fn push(dir: &Path, reference: &str) -> Result<String> {
-    let index: Value = serde_json::from_slice(
-        &std::fs::read(dir.join("index.json")).with_context(|| format!("{} is no OCI layout", dir.display()))?,
-    )?;
-    let descriptor = index.pointer("/manifests/0").context("index.json lists no manifest")?;
-    let digest = text(descriptor, "/digest")?;
-    let media_type = text(descriptor, "/mediaType")?;
-    let bytes = std::fs::read(blob_path(dir, digest)?)?;
-    let manifest: Value = serde_json::from_slice(&bytes)?;
-    let layers = manifest
-        .pointer("/layers")
-        .and_then(Value::as_array)
-        .context("an index inside of an index is not supported")?;
-    let mut blobs = Vec::new();
-    for blob in manifest.pointer("/config").into_iter().chain(layers) {
-        let digest = text(blob, "/digest")?;
-        blobs.push((digest.to_owned(), std::fs::read(blob_path(dir, digest)?)?));
-    }
-    push_parts(reference, blobs, bytes, media_type).await
+    Artifact::read(dir)?.push(reference).await
 }
 
-/// Pushes an image that consists of `config` (the part named "config" of an image configuration) on the
-/// layers of the layout in `dir`, for tests that need the same root with another entrypoint.
-pub async fn push_variant(dir: &Path, reference: &str, config: Value) -> Result<String> {
-    let index: Value = serde_json::from_slice(&std::fs::read(dir.join("index.json"))?)?;
-    let digest = text(&index, "/manifests/0/digest")?;
-    let mut manifest: Value = serde_json::from_slice(&std::fs::read(blob_path(dir, digest)?)?)?;
-    let old = std::fs::read(blob_path(dir, text(&manifest, "/config/digest")?)?)?;
-    let mut image: Value = serde_json::from_slice(&old)?;
-    image["config"] = config;
-    let image = image.to_string().into_bytes();
-    manifest["config"]["digest"] = digest_of(&image).into();
-    manifest["config"]["size"] = image.len().into();
-    let mut blobs = vec![(digest_of(&image), image)];
-    for layer in manifest
-        .pointer("/layers")
-        .and_then(Value::as_array)
-        .context("no layers")?
-    {
-        let digest = text(layer, "/digest")?;
-        blobs.push((digest.to_owned(), std::fs::read(blob_path(dir, digest)?)?));
-    }
-    let media_type = text(&manifest, "/mediaType")?.to_owned();
-    push_parts(reference, blobs, manifest.to_string().into_bytes(), &media_type).await
+fn describe(descriptor: &mut Value, blob: &[u8]) {
+    descriptor["digest"] = digest_of(blob).into();
+    descriptor["size"] = blob.len().into();
 }
 
-async fn push_parts(
-    reference: &str,
-    blobs: Vec<(String, Vec<u8>)>,
-    manifest: Vec<u8>,
-    media_type: &str,
-) -> Result<String> {
-    let target = Target::parse(reference)?;
-    let http = crate::registry::http_client()?;
-    for (digest, bytes) in blobs {
-        push_blob(&http, &target, &digest, bytes).await?;
+/// Changes compressed bytes and not what they inflate to: a file name for gzip (RFC 1952, 2.3.1), a
+/// skippable frame for zstd (RFC 8878, 3.1.2).
+fn mark(layer: &mut Vec<u8>, word: &str) -> Result<()> {
+    match layer.get(..4) {
+        Some([0x1f, 0x8b, 8, 0]) => {
+            layer[3] = 8;
+            layer.splice(10..10, word.bytes().chain([0]));
+        }
+        Some([0x28, 0xb5, 0x2f, 0xfd]) => {
+            layer.extend(0x184D_2A50_u32.to_le_bytes());
+            layer.extend(u32::try_from(word.len())?.to_le_bytes());
+            layer.extend(word.bytes());
+        }
+        _ => bail!("a layer is neither zstd nor gzip without a file name"),
     }
-    let digest = digest_of(&manifest);
-    let url = format!("{}/manifests/{}", target.base, target.tag);
-    let answer = http
-        .put(&url)
-        .header(CONTENT_TYPE, media_type)
-        .body(manifest)
-        .send()
-        .await?;
-    ensure!(
-        answer.status() == StatusCode::CREATED,
-        "PUT {url}: {}: {}",
-        answer.status(),
-        answer.text().await?
-    );
-    Ok(digest)
+    Ok(())
+}
+
+/// Bytes that look random (SplitMix64).
+fn noise(size: usize, word: &str) -> Vec<u8> {
+    let mut state = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bytes.extend((z ^ (z >> 31)).to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
 }
 
 async fn push_blob(http: &reqwest::Client, target: &Target, digest: &str, bytes: Vec<u8>) -> Result<()> {

@@ -92,6 +92,19 @@ impl Registry {
         self.dir.path().join("log")
     }
 
+    /// Changes one byte of a blob in the store, as a disk may.
+    pub fn damage(&self, digest: &str) -> Result<()> {
+        let hex = digest.strip_prefix("sha256:").context("not a sha256 digest")?;
+        let first = hex.get(..2).context("not a sha256 digest")?;
+        let blobs = self.dir.path().join("store/docker/registry/v2/blobs/sha256");
+        let file = blobs.join(first).join(hex).join("data");
+        let mut bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
+        if let Some(byte) = bytes.last_mut() {
+            *byte ^= 1;
+        }
+        Ok(std::fs::write(file, bytes)?)
+    }
+
     /// All requests so far, oldest first.
     pub fn requests(&self) -> Vec<Request> {
         std::fs::read_to_string(self.log())
@@ -118,7 +131,7 @@ impl Registry {
 }
 
 /// A client for plain HTTP to this machine: no proxy of the environment comes between.
-pub(crate) fn http_client() -> Result<reqwest::Client> {
+pub fn http_client() -> Result<reqwest::Client> {
     crate::install_crypto();
     Ok(reqwest::Client::builder().no_proxy().build()?)
 }
