@@ -1,5 +1,7 @@
 //! The syntax tree of an expression.
 
+use std::sync::Arc;
+
 /// An expression and the place where it begins, in characters.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Expr {
@@ -57,8 +59,8 @@ pub(super) enum Literal {
     Int(i64),
     Uint(u64),
     Double(f64),
-    String(String),
-    Bytes(Vec<u8>),
+    String(Arc<str>),
+    Bytes(Arc<[u8]>),
     /// The name of a type, like `int` in `type(x) == int`.
     Type(&'static str),
 }

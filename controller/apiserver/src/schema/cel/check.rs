@@ -115,7 +115,11 @@ impl<'n> Checker<'n> {
                 let (mut keys, mut values) = (None, None);
                 for (key, value, optional) in entries {
                     let (key_at, value_at) = (key.at, value.at);
-                    let key = self.check(key);
+                    let mut key = self.check(key);
+                    // Such keys have no use, and types made of them would double in size with every use.
+                    if !matches!(key, Type::Plain(_) | Type::Dyn | Type::Null) {
+                        key = self.fail(key_at, format!("unsupported map key type: {key}"));
+                    }
                     let mut value = self.check(value);
                     if *optional {
                         value = self.unwrap(value_at, value);

@@ -27,6 +27,13 @@ impl Meter {
         self.left
     }
 
+    /// Takes off what it costs to look at all of `value`.
+    pub(super) fn charge_for(&mut self, value: &Value<'_>) -> Result<(), Fault> {
+        let mut cost = 0;
+        value.weigh(self.left, &mut cost);
+        self.charge(cost)
+    }
+
     /// Takes `cost` off the budget.
     pub(super) fn charge(&mut self, cost: u64) -> Result<(), Fault> {
         if cost > self.left {
@@ -183,7 +190,7 @@ impl<'a, 'e> Evaluator<'a, 'e> {
 
     /// The values that the names of a macro take: one or two for each round.
     fn rounds(&mut self, range: &Value<'a>, two: bool) -> Result<Vec<[Value<'a>; 2]>, Fault> {
-        self.tools.meter.charge(range.weight())?;
+        self.tools.meter.charge_for(range)?;
         match range {
             Value::List(list) if two => {
                 let items = list.items()?.into_iter().enumerate();
@@ -325,8 +332,8 @@ fn constant<'a>(literal: &Literal) -> Value<'a> {
         Literal::Int(n) => Value::Int(*n),
         Literal::Uint(n) => Value::Uint(*n),
         Literal::Double(n) => Value::Double(*n),
-        Literal::String(text) => Value::text(text.as_str()),
-        Literal::Bytes(bytes) => Value::Bytes(bytes.as_slice().into()),
+        Literal::String(text) => Value::text(text.clone()),
+        Literal::Bytes(bytes) => Value::Bytes(bytes.clone()),
         Literal::Type(name) => Value::Type(name),
     }
 }

@@ -195,10 +195,10 @@ impl Lexer {
             }
         }
         let literal = if bytes {
-            Literal::Bytes(out.0)
+            Literal::Bytes(out.0.into())
         } else {
             let text = String::from_utf8(out.0).map_err(|_| Problem::new(start, "invalid string literal"))?;
-            Literal::String(text)
+            Literal::String(text.into())
         };
         Ok(Some(Token::Literal(literal)))
     }

@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use jiff::Timestamp;
@@ -47,8 +49,8 @@ pub(super) enum Value<'a> {
     Int(i64),
     Uint(u64),
     Double(f64),
-    String(Rc<str>),
-    Bytes(Rc<[u8]>),
+    String(Text<'a>),
+    Bytes(Arc<[u8]>),
     Timestamp(Timestamp),
     /// Nanoseconds.
     Duration(i64),
@@ -63,6 +65,30 @@ pub(super) enum Value<'a> {
     Cidr(Cidr),
     Semver(Rc<Semver>),
     Format(&'static NamedFormat),
+}
+
+/// A string of the object, or one that was made.
+#[derive(Clone, Debug)]
+pub(super) enum Text<'a> {
+    Json(&'a str),
+    Own(Arc<str>),
+}
+
+impl std::fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Text::Json(text) => text,
+            Text::Own(text) => text,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -88,8 +114,8 @@ pub(super) struct Object<'a> {
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn text(text: impl Into<Rc<str>>) -> Value<'a> {
-        Value::String(text.into())
+    pub(super) fn text(text: impl Into<Arc<str>>) -> Value<'a> {
+        Value::String(Text::Own(text.into()))
     }
 
     pub(super) fn list(items: Vec<Value<'a>>) -> Value<'a> {
@@ -129,7 +155,7 @@ impl<'a> Value<'a> {
                 let int = number.as_i64().or_else(|| whole.map(|f| f as i64));
                 Value::Int(int.ok_or_else(wrong)?)
             }
-            Json::String(text) if node.int_or_string => Value::text(text.as_str()),
+            Json::String(text) if node.int_or_string => Value::String(Text::Json(text)),
             Json::String(text) if node.kind == "string" => {
                 let invalid = || Fault::Other(format!("Invalid {} formatted string {text}", node.format));
                 match node.format.as_str() {
@@ -140,7 +166,7 @@ impl<'a> Value<'a> {
                     "duration" => Value::Duration(parse_worded_duration(text).ok_or_else(invalid)?),
                     "date" => Value::Timestamp(format!("{text}T00:00:00Z").parse().map_err(|_| invalid())?),
                     "date-time" => Value::Timestamp(text.parse().map_err(|_| invalid())?),
-                    _ => Value::text(text.as_str()),
+                    _ => Value::String(Text::Json(text)),
                 }
             }
             _ => return Err(wrong()),
@@ -172,15 +198,32 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A rough size, for the cost of working on the value.
-    pub(super) fn weight(&self) -> u64 {
+    /// Adds what it costs to look at all of the value: its parts and a tenth of the bytes of its texts.
+    /// Stops soon after `limit` is passed: a value may hold the same part many times over.
+    pub(super) fn weigh(&self, limit: u64, sum: &mut u64) {
+        if *sum > limit {
+            return;
+        }
         match self {
-            Value::String(text) => text.len() as u64 / 10,
-            Value::Bytes(bytes) => bytes.len() as u64 / 10,
-            Value::List(list) => list.len() as u64,
-            Value::Map(map) => map.len() as u64,
-            Value::Object(object) => object.map.len() as u64,
-            _ => 0,
+            Value::String(text) => *sum += text.len() as u64 / 10,
+            Value::Bytes(bytes) => *sum += bytes.len() as u64 / 10,
+            Value::List(List::Own(items)) => {
+                *sum += items.len() as u64;
+                items.iter().for_each(|item| item.weigh(limit, sum));
+            }
+            Value::List(List::Json(items, _)) => items.iter().for_each(|item| weigh_json(item, sum)),
+            Value::Map(Map::Own(entries)) => {
+                *sum += entries.len() as u64;
+                for (key, value) in entries.iter() {
+                    key.weigh(limit, sum);
+                    value.weigh(limit, sum);
+                }
+            }
+            Value::Map(Map::Json(map, _)) | Value::Object(Object { map, .. }) => {
+                map.values().for_each(|value| weigh_json(value, sum));
+            }
+            Value::Optional(Some(of)) => of.weigh(limit, sum),
+            _ => {}
         }
     }
 
@@ -188,7 +231,7 @@ impl<'a> Value<'a> {
     pub(super) fn compare(&self, other: &Value<'a>) -> Option<Ordering> {
         Some(match (self, other) {
             (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
-            (Value::String(a), Value::String(b)) => a.cmp(b),
+            (Value::String(a), Value::String(b)) => (**a).cmp(&**b),
             (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
             (Value::Timestamp(a), Value::Timestamp(b)) => a.cmp(b),
             (Value::Duration(a), Value::Duration(b)) => a.cmp(b),
@@ -250,6 +293,17 @@ impl<'a> Value<'a> {
             Value::Object(object) => object.map.is_empty(),
             _ => false,
         }
+    }
+}
+
+/// JSON holds nothing twice: its weight is bounded by the size of the request.
+fn weigh_json(json: &Json, sum: &mut u64) {
+    *sum += 1;
+    match json {
+        Json::String(text) => *sum += text.len() as u64 / 10,
+        Json::Array(items) => items.iter().for_each(|item| weigh_json(item, sum)),
+        Json::Object(map) => map.values().for_each(|value| weigh_json(value, sum)),
+        _ => {}
     }
 }
 
@@ -361,7 +415,7 @@ impl<'a> Map<'a> {
             Map::Own(entries) => Ok((**entries).clone()),
             Map::Json(map, node) => map
                 .iter()
-                .map(|(key, value)| Ok((Value::text(key.as_str()), Value::of(value, node, node.embedded)?)))
+                .map(|(key, value)| Ok((Value::String(Text::Json(key)), Value::of(value, node, node.embedded)?)))
                 .collect(),
         }
     }
@@ -393,7 +447,7 @@ impl<'a> Object<'a> {
                 Some(Value::of(json, property, property.embedded))
             }
             // Type and names are strings.
-            _ => Some(Ok(Value::text(json.as_str()?))),
+            _ => Some(Ok(Value::String(Text::Json(json.as_str()?)))),
         }
     }
 
@@ -401,7 +455,7 @@ impl<'a> Object<'a> {
     pub(super) fn entries(&self) -> Result<Vec<(Value<'a>, Value<'a>)>, Fault> {
         let known = self.map.keys().filter_map(|name| Some((name, self.get(name)?)));
         known
-            .map(|(name, value)| Ok((Value::text(name.as_str()), value?)))
+            .map(|(name, value)| Ok((Value::String(Text::Json(name)), value?)))
             .collect()
     }
 

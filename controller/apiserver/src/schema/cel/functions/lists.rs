@@ -71,9 +71,13 @@ fn whole<'a>(name: &str, items: Vec<Value<'a>>, others: &[Value<'a>], tools: &mu
     })
 }
 
-/// Every item will be compared with every other.
+/// Every item of `a` will be compared with every item of `b`.
 fn pairs(a: &[Value<'_>], b: &[Value<'_>], tools: &mut Tools) -> Result<(), Fault> {
-    tools.meter.charge(a.len() as u64 * b.len() as u64)
+    let times = b.len() as u64;
+    tools.meter.charge(times.saturating_mul(a.len() as u64))?;
+    let (limit, mut parts) = (tools.meter.left(), 0);
+    a.iter().for_each(|item| item.weigh(limit, &mut parts));
+    tools.meter.charge(parts.saturating_mul(times))
 }
 
 fn contains<'a>(items: &[Value<'a>], part: &List<'a>, tools: &mut Tools) -> Result<bool, Fault> {
@@ -85,7 +89,7 @@ fn contains<'a>(items: &[Value<'a>], part: &List<'a>, tools: &mut Tools) -> Resu
 fn distinct<'a>(items: Vec<Value<'a>>, tools: &mut Tools) -> Outcome<'a> {
     let mut kept: Vec<Value<'a>> = Vec::new();
     for item in items {
-        tools.meter.charge(kept.len() as u64)?;
+        pairs(std::slice::from_ref(&item), &kept, tools)?;
         if !kept.iter().any(|known| known.equals(&item)) {
             kept.push(item);
         }

@@ -77,7 +77,8 @@ fn parse_url(text: &str) -> Result<Url, Fault> {
     } else {
         host.find(':').map_or("", |at| &host[at..])
     };
-    if !port.is_empty() && !(port.starts_with(':') && port[1..].bytes().all(|b| b.is_ascii_digit())) {
+    let digits = port.strip_prefix(':').unwrap_or("x");
+    if !port.is_empty() && !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(wrong(&format!("invalid port {port:?} after host")));
     }
     Ok(Url {

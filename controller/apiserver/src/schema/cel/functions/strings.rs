@@ -1,6 +1,6 @@
 //! Strings, bytes and regular expressions. Places in strings are counted in characters.
 
-use std::rc::Rc;
+use regex::Regex;
 
 use super::{MAX_TEXT, Tools, format};
 use crate::schema::cel::value::{Fault, Outcome, Value};
@@ -19,10 +19,10 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>], tools: &mut Tools) -> Opt
         ("contains", [String(text), String(part)]) => Ok(Bool(text.contains(&**part))),
         ("startsWith", [String(text), String(part)]) => Ok(Bool(text.starts_with(&**part))),
         ("endsWith", [String(text), String(part)]) => Ok(Bool(text.ends_with(&**part))),
-        ("matches", [String(text), String(pattern)]) => tools.pattern(pattern).map(|p| Bool(p.is_match(text))),
-        ("find", [String(text), String(pattern)]) => tools
-            .pattern(pattern)
-            .map(|p| Value::text(p.find(text).map_or("", |found| found.as_str()))),
+        ("matches", [String(text), String(pattern)]) => searched(text, pattern, tools).map(|p| Bool(p.is_match(text))),
+        ("find", [String(text), String(pattern)]) => {
+            searched(text, pattern, tools).map(|p| Value::text(p.find(text).map_or("", |found| found.as_str())))
+        }
         ("findAll", [String(text), String(pattern)]) => find_all(text, pattern, -1, tools),
         ("findAll", [String(text), String(pattern), Int(limit)]) => find_all(text, pattern, *limit, tools),
         ("charAt", [String(text), Int(at)]) => char_at(text, *at),
@@ -48,6 +48,13 @@ pub(super) fn call<'a>(name: &str, args: &[Value<'a>], tools: &mut Tools) -> Opt
         ("strings.quote", [String(text)]) => Ok(Value::text(quote(text))),
         _ => return None,
     })
+}
+
+/// A pattern that will be looked for in `text`: in the worst case every part of it at every place.
+fn searched(text: &str, pattern: &str, tools: &mut Tools) -> Result<Regex, Fault> {
+    let cost = (text.len() as u64 / 10).saturating_mul(pattern.len() as u64 / 4);
+    tools.meter.charge(cost)?;
+    tools.pattern(pattern)
 }
 
 fn bounded(length: usize) -> Result<(), Fault> {
@@ -191,7 +198,7 @@ fn split<'a>(text: &str, by: &str, limit: i64, tools: &mut Tools) -> Outcome<'a>
 }
 
 fn join<'a>(items: &[Value<'a>], by: &str) -> Outcome<'a> {
-    let mut texts: Vec<&Rc<str>> = Vec::with_capacity(items.len());
+    let mut texts: Vec<&str> = Vec::with_capacity(items.len());
     for item in items {
         match item {
             Value::String(text) => texts.push(text),
@@ -200,12 +207,11 @@ fn join<'a>(items: &[Value<'a>], by: &str) -> Outcome<'a> {
     }
     let length: usize = texts.iter().map(|t| t.len().saturating_add(by.len())).sum();
     bounded(length)?;
-    let texts: Vec<&str> = texts.iter().map(|t| &***t).collect();
     Ok(Value::text(texts.join(by)))
 }
 
 fn find_all<'a>(text: &str, pattern: &str, limit: i64, tools: &mut Tools) -> Outcome<'a> {
-    let pattern = tools.pattern(pattern)?;
+    let pattern = searched(text, pattern, tools)?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let found = pattern.find_iter(text).take(limit);
     Ok(Value::list(found.map(|m| Value::text(m.as_str())).collect()))

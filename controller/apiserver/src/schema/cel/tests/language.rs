@@ -115,6 +115,13 @@ fn types_are_checked_when_the_definition_is_applied() {
 }
 
 #[test]
+fn types_cannot_grow_faster_than_the_text() {
+    let double = ".optMap(x, {x: x})".repeat(60);
+    let rule = format!("optional.of(1){double} == optional.of(1){double}");
+    fail(&[(&rule, "unsupported map key type: map(int, int)")]);
+}
+
+#[test]
 fn functions_that_are_not_there_are_refused_by_name() {
     for (rule, name) in [
         ("authorizer.path('/x').check('get').allowed()", "authorizer"),
@@ -281,6 +288,29 @@ fn texts_cannot_grow_without_bound() {
         json!({"s": text}),
     );
     assert!(said[0].contains("cost limit exceeded"), "{said:?}");
+}
+
+#[test]
+fn what_is_looked_at_costs_by_its_size_however_it_was_made() {
+    let double = ".optMap(x, [x, x])".repeat(40);
+    let tree = format!("optional.of([1]){double}.value()");
+    let wide = format!(
+        "self.l.all(a, self.l.all(b, self.l.all(c, {}self == self)))",
+        "self == self && ".repeat(200)
+    );
+    let regex = "[self.s].exists(x, x.matches('(a|b|c){1,20}(d|e){1,20}$'))";
+    let text = json!("a".repeat(2_000_000));
+    for (rule, object) in [
+        (format!("{tree} == {tree}"), json!({})),
+        (format!("'%s'.format([{tree}]) == ''"), json!({})),
+        (format!("{tree}.flatten().size() == 1"), json!({})),
+        (wide, json!({"s": "x".repeat(1000), "l": [1, 2, 3, 4, 5]})),
+        (regex.to_owned(), json!({"s": text})),
+    ] {
+        let properties = json!({"s": {"type": "string"}, "l": {"type": "array", "items": {"type": "integer"}}});
+        let said = check(json!([{"rule": rule, "message": "m"}]), properties, object).join("; ");
+        assert!(said.contains("cost limit exceeded"), "{rule}: {said}");
+    }
 }
 
 #[test]
