@@ -103,6 +103,17 @@ fn in_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result<()
     }
 }
 
+/// The name of the object is the request's, if it says one.
+pub fn check_name(metadata: &Map<String, Value>, name: &str) -> Result<(), Failure> {
+    let said = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
+    if said.is_empty() || said == name {
+        return Ok(());
+    }
+    Err(Failure::bad_request(format!(
+        "the name of the object ({said}) does not match the name on the URL ({name})"
+    )))
+}
+
 /// Checks the metadata of an update against the request and the live object, and puts back what only the server writes.
 ///
 /// # Errors
@@ -112,14 +123,8 @@ fn in_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result<()
 pub fn carry_over(call: &Call, name: &str, live: &Value, object: &mut Value, replaced: bool) -> Result<(), Failure> {
     let old = &live["metadata"];
     let metadata = map(object)?;
-    match metadata.get("name").and_then(Value::as_str) {
-        Some(said) if !said.is_empty() && said != name => {
-            return Err(Failure::bad_request(format!(
-                "the name of the object ({said}) does not match the name on the URL ({name})"
-            )));
-        }
-        _ => metadata.insert("name".into(), name.into()),
-    };
+    check_name(metadata, name)?;
+    metadata.insert("name".into(), name.into());
     in_namespace(metadata, &call.place.namespace)?;
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     let (uid, live_uid) = (text("uid"), old["uid"].as_str().unwrap_or_default());

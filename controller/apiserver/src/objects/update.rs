@@ -34,7 +34,8 @@ enum Write {
 
 pub async fn put(call: &Call, name: &str, body: Body) -> Result<Answer, Failure> {
     check_manager(call)?;
-    let decoded = decode(call, &body::read(body).await?)?;
+    let mut decoded = decode(call, &body::read(body).await?)?;
+    metadata::check_name(metadata::map(&mut decoded.value)?, name)?;
     let version = decoded.value["metadata"]["resourceVersion"]
         .as_str()
         .unwrap_or_default();
@@ -95,13 +96,9 @@ fn apply_patch(call: &Call, name: &str, bytes: &Bytes) -> Result<Write, Failure>
         )));
     }
     let metadata = metadata::map(&mut config)?;
-    let said = |field: &str| metadata.get(field).and_then(Value::as_str).filter(|v| !v.is_empty());
-    if let Some(said) = said("name").filter(|said| *said != name) {
-        return Err(Failure::bad_request(format!(
-            "the name of the object ({said}) does not match the name on the URL ({name})"
-        )));
-    }
-    if said("namespace").is_some_and(|said| said != call.place.namespace) && call.resource.namespaced {
+    metadata::check_name(metadata, name)?;
+    let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    if call.resource.namespaced && !namespace.is_empty() && namespace != call.place.namespace {
         return Err(Failure::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
