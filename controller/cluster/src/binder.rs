@@ -1,7 +1,7 @@
 //! A VM without a node gets one. Which one is pure: the Ready node with the most memory left.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet_crds::{RunStrategy, VMNode, VirtualMachine, is_another_object, quantity_value, status_patch};
 
 use crate::condition::condition;
+use crate::nodes::LostNodes;
 use crate::{FIELD_MANAGER, WatchEnded};
 
 /// How soon a VM that found no node is looked at again.
@@ -66,11 +67,15 @@ pub fn choose(candidates: &[Candidate], memory: u64) -> Result<&Candidate, Strin
 
 struct Context {
     client: Client,
+    lost: LostNodes,
 }
 
 /// Binds VMs until `shutdown`.
-pub(crate) async fn run(client: Client, shutdown: CancellationToken) -> Result<(), WatchEnded> {
-    let cx = Arc::new(Context { client: client.clone() });
+pub(crate) async fn run(client: Client, lost: LostNodes, shutdown: CancellationToken) -> Result<(), WatchEnded> {
+    let cx = Arc::new(Context {
+        client: client.clone(),
+        lost,
+    });
     // One at a time: each choice must see the one before.
     let controller = Controller::new(Api::<VirtualMachine>::all(client), WatchConfig::default())
         .with_config(ControllerConfig::default().concurrency(1))
@@ -101,7 +106,7 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    match choose(&candidates(&cx.client).await?, memory) {
+    match choose(&candidates(&cx).await?, memory) {
         Ok(node) => {
             let patch = json!([
                 {"op": "test", "path": "/metadata/resourceVersion", "value": vm.resource_version()},
@@ -142,8 +147,8 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
     }
 }
 
-async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
-    let vms = Api::<VirtualMachine>::all(client.clone())
+async fn candidates(cx: &Context) -> Result<Vec<Candidate>, kube::Error> {
+    let vms = Api::<VirtualMachine>::all(cx.client.clone())
         .list(&ListParams::default())
         .await?;
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
@@ -154,7 +159,10 @@ async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
             *used.entry(node).or_default() += quantity_value(&vm.spec.memory.size).unwrap_or(0);
         }
     }
-    let nodes = Api::<VMNode>::all(client.clone()).list(&ListParams::default()).await?;
+    let nodes = Api::<VMNode>::all(cx.client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let lost = cx.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(nodes
         .into_iter()
         .map(|node| {
@@ -164,7 +172,8 @@ async fn candidates(client: &Client) -> Result<Vec<Candidate>, kube::Error> {
                 ready: status
                     .conditions
                     .iter()
-                    .any(|c| c.type_ == "Ready" && c.status == "True"),
+                    .any(|c| c.type_ == "Ready" && c.status == "True")
+                    && !lost.contains(&name),
                 allocatable: status.allocatable.get("memory").and_then(quantity_value).unwrap_or(0),
                 used: used.get(&name).copied().unwrap_or(0),
                 name,

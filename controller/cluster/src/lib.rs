@@ -5,9 +5,14 @@
 
 pub mod binder;
 mod condition;
+#[cfg(test)]
+#[path = "../../node/src/fake_api.rs"]
+mod fake_api;
+pub mod leader;
+pub mod nodes;
 pub mod resolver;
 
-use futures::future::try_join3;
+use futures::future::{FutureExt as _, try_join4};
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -22,22 +27,26 @@ pub const FIELD_MANAGER: &str = "vmlet-controller";
 #[error("the watch on {0} ended")]
 pub struct WatchEnded(pub &'static str);
 
-/// Runs the resolver and the binder until `shutdown`. `image_wakes` and `kernel_wakes` carry uids of
+/// Runs the resolver, the binder and the watch over nodes until `shutdown`. `namespace` has the nodes' Leases.
+/// `image_wakes` and `kernel_wakes` carry uids of
 /// what was resolved, or could not be.
 ///
 /// # Errors
 /// When a watch ends.
 pub async fn run(
     client: Client,
+    namespace: &str,
     artifacts: Artifacts,
     image_wakes: mpsc::Receiver<String>,
     kernel_wakes: mpsc::Receiver<String>,
     shutdown: CancellationToken,
 ) -> Result<(), WatchEnded> {
-    try_join3(
+    let lost = nodes::LostNodes::default();
+    try_join4(
         resolver::run::<Image>(client.clone(), artifacts.clone(), image_wakes, shutdown.clone()),
         resolver::run::<Kernel>(client.clone(), artifacts, kernel_wakes, shutdown.clone()),
-        binder::run(client, shutdown),
+        binder::run(client.clone(), lost.clone(), shutdown.clone()),
+        nodes::run(client, namespace.to_owned(), lost, shutdown).map(Ok),
     )
     .await
     .map(|_| ())

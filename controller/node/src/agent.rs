@@ -198,6 +198,7 @@ impl Agent {
                 .cloned();
             async move { found }
         });
+        let (back, returned) = mpsc::channel(1);
         let images = reader.clone();
         let kernels = reader.clone();
         let known = reader.clone();
@@ -223,11 +224,17 @@ impl Agent {
                 },
             )
             .reconcile_on(wakes)
+            .reconcile_all_on(ReceiverStream::new(returned))
             .graceful_shutdown_on(shutdown.clone().cancelled_owned())
             .run(reconcile, error_policy, Arc::clone(&self.cx));
         let mut controller = std::pin::pin!(controller);
 
-        let heartbeat = tokio::spawn(beat(Arc::clone(&self.cx), self.config.facts.clone(), shutdown.clone()));
+        let heartbeat = tokio::spawn(beat(
+            Arc::clone(&self.cx),
+            self.config.facts.clone(),
+            back,
+            shutdown.clone(),
+        ));
         let sweep = tokio::spawn(sweep(Arc::clone(&self.cx), shutdown.clone()));
         let tidy = tokio::spawn({
             let (cx, shutdown) = (Arc::clone(&self.cx), shutdown.clone());
@@ -300,7 +307,10 @@ fn dependants(
         .collect()
 }
 
-async fn beat(cx: Arc<Context>, facts: NodeFacts, shutdown: CancellationToken) {
+/// Describes the node at each heartbeat. After a silence that made the node count as lost, the status of its
+/// VMs is the controller's: `back` has all of them looked at again.
+async fn beat(cx: Arc<Context>, facts: NodeFacts, back: mpsc::Sender<()>, shutdown: CancellationToken) {
+    let mut last = tokio::time::Instant::now();
     let mut conditions: Vec<Condition> = Vec::new();
     let mut timer = tokio::time::interval(vmnode::HEARTBEAT);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -309,8 +319,15 @@ async fn beat(cx: Arc<Context>, facts: NodeFacts, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = timer.tick() => {}
         }
-        if let Err(error) = vmnode::heartbeat(&cx, &facts, &mut conditions).await {
-            tracing::warn!(%error, "heartbeat was not written");
+        match vmnode::heartbeat(&cx, &facts, &mut conditions).await {
+            Ok(()) => {
+                // Full: they are about to be looked at anyway.
+                if last.elapsed() >= vmnode::LOST {
+                    let _ = back.try_send(());
+                }
+                last = tokio::time::Instant::now();
+            }
+            Err(error) => tracing::warn!(%error, "heartbeat was not written"),
         }
         if let Err(error) = vmnode::pull_eagerly(&cx, &facts).await {
             tracing::warn!(%error, "eager images could not be listed");

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::api::{ListParams, Patch, PatchParams};
@@ -23,6 +24,8 @@ use crate::status::{alive, time};
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 /// After this long without a heartbeat the node counts as lost, in seconds.
 const LEASE_SECONDS: i32 = 40;
+/// The same as a duration.
+pub const LOST: Duration = Duration::from_secs(LEASE_SECONDS as u64);
 /// Most artefacts that VMNode lists.
 const MAX_CACHED: usize = 50;
 
@@ -34,7 +37,15 @@ pub async fn heartbeat(cx: &Context, facts: &NodeFacts, conditions: &mut Vec<Con
     let api: Api<VMNode> = Api::all(cx.client.clone());
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api_version = format!("{GROUP}/{VERSION}");
-    let meta = json!({"apiVersion": api_version, "kind": "VMNode", "metadata": {"name": cx.node, "labels": facts.labels}, "spec": {}});
+    // With a Node of the same name it goes when that goes; without one a person deletes it.
+    let owners: Vec<_> = match Api::<Node>::all(cx.client.clone()).get_opt(&cx.node).await {
+        Ok(node) => node.and_then(|n| n.owner_ref(&())).into_iter().collect(),
+        Err(error) => {
+            tracing::debug!(%error, "whether there is a Node cannot be told");
+            Vec::new()
+        }
+    };
+    let meta = json!({"apiVersion": api_version, "kind": "VMNode", "metadata": {"name": cx.node, "labels": facts.labels, "ownerReferences": owners}, "spec": {}});
     let node = api.patch(&cx.node, &params, &Patch::Apply(meta)).await?;
     *cx.node_object.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.object_ref(&()));
 

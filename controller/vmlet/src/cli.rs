@@ -114,6 +114,9 @@ pub struct Agent {
 /// Settings of `vmlet controller`.
 #[derive(Clone, Debug, Args)]
 pub struct Controller {
+    /// Namespace of the controller's Lease, and of the nodes' Leases. Of several controllers one works, and the others wait.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system")]
+    pub namespace: String,
     /// Directory for what is needed while references are resolved.
     #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pipeline::Pipeline;
 use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest};
+use vmlet_cluster::leader;
 use vmlet_machines::{HostFacts, Level, Machines};
 use vmlet_node::agent::{NodeCondition, NodeFacts};
 use vmlet_node::metrics::Metrics;
@@ -179,7 +180,19 @@ pub async fn controller(args: cli::Controller, shutdown: CancellationToken) -> R
     let dir = args.data_dir.join("controller");
     let _lock = lock(&dir)?;
     let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1).await?;
-    vmlet_cluster::run(client, artifacts, images, kernels, shutdown).await?;
+    let identity = format!(
+        "{}_{}",
+        rustix::system::uname().nodename().to_string_lossy(),
+        std::process::id()
+    );
+    let Some(leadership) = leader::acquire(client.clone(), &args.namespace, identity, &shutdown).await else {
+        return Ok(());
+    };
+    let work = vmlet_cluster::run(client, &args.namespace, artifacts, images, kernels, shutdown.clone());
+    tokio::select! {
+        held = leadership.hold(shutdown.clone()) => held?,
+        done = work => done?,
+    }
     Ok(())
 }
 

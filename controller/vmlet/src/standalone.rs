@@ -44,6 +44,7 @@ pub async fn run(args: Standalone, shutdown: CancellationToken) -> Result<()> {
 
     let cluster = vmlet_cluster::run(
         client.clone(),
+        NAMESPACE,
         node.artifacts.clone(),
         node.wakes.images,
         node.wakes.kernels,
