@@ -336,3 +336,37 @@ async fn a_file_behind_a_url_is_its_sum_or_nothing() {
     check(&disk.path);
     artifacts.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_a_url_goes_to_its_host_only_and_into_no_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with_import(dir.path()).await;
+    let served = root();
+    let storage = Web::start(move |request| Reply::ranged(request, &served));
+    let to = storage.url("/root.tar");
+    let web = Web::start(move |request| match request.path.as_str() {
+        "/moved" => Reply::redirect(&to),
+        _ => Reply::new(404),
+    });
+    let url = |path: &str| format!("http://me:hunter2@{}{path}", web.address);
+    let disk = image(&artifacts, &mut woken, "vm", http(url("/moved"), &root())).await;
+    check(&disk.unwrap().path);
+    assert!(
+        web.log()[0]
+            .header("authorization")
+            .is_some_and(|sent| sent.starts_with("Basic "))
+    );
+    assert_eq!(storage.log()[0].header("authorization"), None);
+    let failure = image(&artifacts, &mut woken, "none", http(url("/none"), b"x"))
+        .await
+        .unwrap_err();
+    assert!(!failure.message.contains("hunter2"), "{failure:?}");
+    assert!(
+        artifacts
+            .inventory()
+            .await
+            .iter()
+            .all(|cached| !cached.source.contains("hunter2"))
+    );
+    artifacts.shutdown().await;
+}

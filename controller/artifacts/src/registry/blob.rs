@@ -236,6 +236,10 @@ where
                     return Err(PullError::new(Reason::Unavailable, format!("{}: the server sent another range than asked for", blob.name)));
                 }
             }
+            // Of a file that nobody has described yet, the server says how long it is; that is for progress only.
+            if let (None, Some(length)) = (blob.size, response.content_length()) {
+                progress.set_total(have - skip + length);
+            }
             let mut pace = Pace::new(blob.stall);
             let mut stream = response.bytes_stream();
             loop {
@@ -274,7 +278,7 @@ where
                     && idle < IDLE_TRIES =>
             {
                 tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
-                let pause = Duration::from_millis(200) * (idle + 1);
+                let pause = Duration::from_millis(200) * (idle + 1) + Duration::from_millis(rand::random_range(0..200));
                 tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
             }
             Err(error) => {

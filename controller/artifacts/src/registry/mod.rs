@@ -146,6 +146,10 @@ impl Registry {
                 format!("{name}: its content has another digest"),
             ));
         }
+        if bytes.len() as u64 != size {
+            let why = format!("{name}: it has {} bytes, but the manifest says {size}", bytes.len());
+            return Err(PullError::new(Reason::Malformed, why));
+        }
         Ok(bytes)
     }
 

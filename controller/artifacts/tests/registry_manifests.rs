@@ -1,0 +1,230 @@
+//! Manifests, indexes, tags and descriptors as registries give them, good and bad.
+
+use std::path::Path;
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use support::scripted::{Image, open_with, source};
+use support::web::{Fault, Reply, Request, Web};
+use support::{MANIFEST, Tar, gzip, image, settle};
+use vmlet_artifacts::types::*;
+
+fn is_blob(request: &Request, digest: &str) -> bool {
+    request.path.ends_with(&format!("/blobs/{digest}"))
+}
+
+fn usual(_: &mut Limits) {}
+
+/// Pulls in a fresh store; a failure leaves nothing.
+async fn pull(web: &Web) -> Result<std::sync::Arc<ImageDisk>, Failure> {
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let result = image(&artifacts, &mut woken, "vm", source(web)).await;
+    assert_eq!(artifacts.inventory().await.len(), usize::from(result.is_ok()));
+    artifacts.shutdown().await;
+    assert_eq!(left(dir.path()), 0);
+    result
+}
+
+fn left(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("artifacts/tmp")).unwrap().count()
+}
+
+fn asked(web: &Web, digest: &str) -> usize {
+    web.log().iter().filter(|request| is_blob(request, digest)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_a_repository_or_a_blob_that_is_not_there_is_told_apart() {
+    let image = Image::usual();
+    let web = image.serve(|request| request.path.contains("manifests").then(|| Reply::new(404)));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("NotFound", true));
+    assert!(failure.message.contains("manifests/latest"), "{failure:?}");
+    let digest = image.layer(2).0;
+    let wanted = digest.clone();
+    let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(404)));
+    let failure = pull(&web).await.unwrap_err();
+    assert_eq!(failure.reason, "NotFound");
+    assert!(failure.message.contains(&digest), "{failure:?}");
+    assert_eq!(asked(&web, &digest), 1, "no busy loop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refused() {
+    let image = Image::usual();
+    let manifest = image.manifest.clone();
+    let manifests = move |reply: Reply| {
+        image.serve(move |request| {
+            request
+                .path
+                .contains("manifests")
+                .then(|| reply.clone().header("content-type", MANIFEST))
+        })
+    };
+    for (reply, reason) in [
+        (Reply::new(200).body(&manifest).fault(Fault::Cut(50)), "Unavailable"),
+        (Reply::new(200).body(&manifest[..50]), "Malformed"),
+        (Reply::new(200).body(b"<html>"), "Malformed"),
+        (Reply::new(200).body(b"[]"), "Malformed"),
+        (Reply::new(200).body(b""), "Malformed"),
+        (Reply::new(200).body(&vec![b' '; (4 << 20) + 1]), "TooLarge"),
+        (
+            Reply::new(200).body(br#"{"schemaVersion":1,"fsLayers":[]}"#),
+            "UnsupportedFormat",
+        ),
+    ] {
+        let failure = pull(&manifests(reply)).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{failure:?}");
+    }
+    let digest = Image::usual().digest();
+    let web = manifests(Reply::new(200).header("docker-content-digest", &digest).body(b"{}"));
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let who = Interest("vm".into());
+    let want = ImageWant {
+        source: source(&web),
+        digest: Some(digest),
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await;
+    assert_eq!(
+        failure.unwrap_err().reason,
+        "WrongDigest",
+        "the digest decides, whatever the header says"
+    );
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_lead_to_the_platform_and_never_round_in_circles() {
+    use serde_json::json;
+    use vmlet_artifacts::reference::Digest;
+    let image = Image::usual();
+    let index =
+        |entries: serde_json::Value| serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap();
+    let entry = |bytes: &[u8], arch: &str| {
+        json!({ "mediaType": MANIFEST, "digest": Digest::sha256(bytes).to_string(), "size": bytes.len(),
+            "platform": { "os": "linux", "architecture": arch } })
+    };
+    let serve = |documents: Vec<Vec<u8>>| {
+        image.serve(move |request| {
+            let version = request.path.strip_prefix("/v2/app/manifests/")?;
+            let found = documents
+                .iter()
+                .find(|bytes| Digest::sha256(bytes).to_string() == version);
+            let found = if version == "latest" { documents.first() } else { found };
+            found.map(|bytes| Reply::new(200).body(bytes))
+        })
+    };
+    let two = index(json!([entry(b"other", "arm64"), entry(&image.manifest, "amd64")]));
+    pull(&serve(vec![two.clone()])).await.unwrap();
+    // Nested, as deep as is allowed and one deeper.
+    let mut nested = vec![two];
+    for depth in 1..6 {
+        let outer = index(json!([entry(&nested[0], "amd64")]));
+        nested.insert(0, outer);
+        let result = pull(&serve(nested.clone())).await;
+        match depth {
+            1..=3 => drop(result.unwrap()),
+            _ => assert!(result.unwrap_err().message.contains("nested too deeply")),
+        }
+    }
+    let failure = pull(&serve(vec![index(json!([
+        entry(b"other", "arm64"),
+        entry(b"more", "s390x")
+    ]))]))
+    .await
+    .unwrap_err();
+    assert_eq!(failure.reason, "UnsupportedPlatform");
+    assert!(failure.message.contains("linux/arm64, linux/s390x"), "{failure:?}");
+    let failure = pull(&serve(vec![index(json!([]))])).await.unwrap_err();
+    assert_eq!(failure.reason, "UnsupportedPlatform");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_does_not_move_what_is_pinned() {
+    let (old, new) = (
+        Image::usual(),
+        Image::of(&[(Tar::new().done(), gzip(&Tar::new().done()))]),
+    );
+    let moved = new.clone();
+    let web = old.serve(move |request| request.path.ends_with("/latest").then(|| moved.answer(request)));
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let who = Interest("vm".into());
+    let want = ImageWant {
+        source: source(&web),
+        digest: Some(old.digest()),
+        credentials: Vec::new(),
+    };
+    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap();
+    assert_eq!(disk.digest, old.digest());
+    assert_eq!(web.count("/latest"), 0);
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_asked_of_the_registry_and_never_of_their_urls_and_unknown_types_are_refused() {
+    use serde_json::{Value, json};
+    let usual = Image::usual();
+    let elsewhere = Web::start(|_| Reply::new(200));
+    let with = |media_type: &str| {
+        let mut manifest: Value = serde_json::from_slice(&usual.manifest).unwrap();
+        manifest["layers"][1]["mediaType"] = json!(media_type);
+        manifest["layers"][1]["urls"] = json!([elsewhere.url("/layer")]);
+        manifest.as_object_mut().unwrap().remove("mediaType");
+        Image {
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+            ..usual.clone()
+        }
+    };
+    for media_type in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        // It lies: the bytes are gzip.
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+    ] {
+        pull(&with(media_type).serve(|_| None)).await.unwrap();
+    }
+    for media_type in [
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "text/x.tar",
+        "",
+    ] {
+        let failure = pull(&with(media_type).serve(|_| None)).await.unwrap_err();
+        assert_eq!(failure.reason, "UnsupportedFormat", "{failure:?}");
+        assert!(failure.message.contains(media_type), "{failure:?}");
+    }
+    assert!(elsewhere.log().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_whose_sizes_lie_are_refused() {
+    use serde_json::{Value, json};
+    let usual = Image::usual();
+    for (place, by, reason) in [
+        ("layers", 1, "Unavailable"),
+        ("layers", -1, "TooLarge"),
+        ("config", -1, "TooLarge"),
+        ("config", 1, "Malformed"),
+    ] {
+        let mut manifest: Value = serde_json::from_slice(&usual.manifest).unwrap();
+        let size = if place == "config" {
+            &mut manifest["config"]["size"]
+        } else {
+            &mut manifest["layers"][2]["size"]
+        };
+        *size = json!(size.as_i64().unwrap() + by);
+        let image = Image {
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+            ..usual.clone()
+        };
+        let failure = pull(&image.serve(|_| None)).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{place} {by}: {failure:?}");
+    }
+}
