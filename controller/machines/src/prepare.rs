@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use vmlet_init::config::MAX_CONFIG;
 use vmlet_init::cpio::{config_cpio, pad4};
 
 use crate::directory::{CONTROL, INITRD, MONITOR, MachineDir, OVERLAY, VMM_LOG};
@@ -62,6 +63,14 @@ pub enum PrepareError {
         wanted: u64,
         /// Size of the base.
         base: u64,
+    },
+    /// The guest would refuse it.
+    #[error(
+        "what the guest is told (files, environment, keys) has {bytes} bytes, more than {MAX_CONFIG}: put large files into the image"
+    )]
+    Configuration {
+        /// Its size.
+        bytes: usize,
     },
     /// The VMM's own user may not read a file.
     #[error("{path} must be readable for others (mode {mode:o}): the VMM runs as a user of its own")]
@@ -224,12 +233,18 @@ fn guest_initrd(
     shared: &Path,
     vmm_user: Option<u32>,
 ) -> Result<File, PrepareError> {
+    let configuration = config_cpio(&spec.guest);
+    if configuration.len() > MAX_CONFIG {
+        return Err(PrepareError::Configuration {
+            bytes: configuration.len(),
+        });
+    }
     let mut source = open("initrd", shared)?;
     let path = dir.file(INITRD);
     durable::publish(dir.path(), INITRD, 0o400, false, |file| {
         let length = io::copy(&mut source, file)?;
         file.write_all(&[0u8; 4][..pad4(length)])?;
-        file.write_all(&config_cpio(&spec.guest))?;
+        file.write_all(&configuration)?;
         if let Some(user) = vmm_user {
             std::os::unix::fs::fchown(&*file, Some(user), Some(user))?;
         }

@@ -66,6 +66,22 @@ async fn a_vmm_that_fails_at_once_did_not_start_and_its_words_are_told() {
     );
 }
 
+#[tokio::test]
+async fn a_configuration_that_no_guest_would_take_is_refused_before_the_start() {
+    let Some(kit) = Kit::tiny(kernel::HALT) else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let mut spec = kit.spec("");
+    spec.guest.hostname = "h".repeat(17 << 20);
+    agent.apply(&uid, Goal::Run { run: 1, spec });
+    let end = agent.expect_end(&uid, 1, Reason::StartFailed).await;
+    assert!(
+        end.message.contains("put large files into the image"),
+        "{}",
+        end.message
+    );
+    agent.delete(&uid).await;
+}
+
 /// A program that says it is QEMU, and then does nothing for ever.
 fn sleeper(kit: &Kit) -> Config {
     let path = kit.path.join("qemu");
