@@ -1,5 +1,7 @@
 //! Hazards of a tar's members and of what wraps them: headers, extensions, attributes, compression, bounds.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 

@@ -1,5 +1,7 @@
 //! Images that are one file: below the import directory, or behind a URL.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::io::{Read, Seek};
 use std::os::unix::fs::MetadataExt;

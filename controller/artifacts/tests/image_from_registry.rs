@@ -1,5 +1,7 @@
 //! From a real registry to a disk: the whole crate, with nothing scripted.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 

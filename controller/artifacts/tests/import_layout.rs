@@ -1,5 +1,7 @@
 //! OCI image layouts below the import directory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! vmlet's kernel artefact from a real registry.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 

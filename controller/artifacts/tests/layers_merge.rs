@@ -1,5 +1,7 @@
 //! The OCI merge rules, without tars and disks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use vmlet_artifacts::layers::merge::{IMPLIED, Inode, Layer, Node, Record, RecordKind, Tree};
 
 fn record(path: &str, kind: RecordKind<u32>) -> Record<u32> {

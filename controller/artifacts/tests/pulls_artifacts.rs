@@ -1,5 +1,7 @@
 //! The whole handle over a real store, with a scripted pipeline.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,7 @@
 //! The pure core of keyed pulls against its invariants (named as in `pulls::core`).
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The owner task with a scripted body, on paused time: nothing here sleeps or races.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

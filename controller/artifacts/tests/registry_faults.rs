@@ -1,5 +1,7 @@
 //! A registry that fails in every way that registries do: what is promised holds, and nothing partial is left.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,7 @@
 //! Manifests, indexes, tags and descriptors as registries give them, good and bad.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::path::Path;
 
 #[allow(dead_code, reason = "shared with other tests")]

@@ -66,13 +66,13 @@ type Source<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
 /// All members of a gzip stream.
 enum Gzip<R: Read> {
-    Member(GzDecoder<Source<R>>),
+    Member(Box<GzDecoder<Source<R>>>),
     Ended,
 }
 
 impl<R: Read> Gzip<R> {
     fn new(source: Chain<Cursor<Vec<u8>>, R>) -> Self {
-        Gzip::Member(GzDecoder::new(BufReader::with_capacity(BUFFER, source)))
+        Gzip::Member(Box::new(GzDecoder::new(BufReader::with_capacity(BUFFER, source))))
     }
 }
 
@@ -94,7 +94,7 @@ impl<R: Read> Read for Gzip<R> {
             let mut source = member.into_inner();
             match source.fill_buf()?.first() {
                 None => return Ok(0),
-                Some(0x1f) => *self = Gzip::Member(GzDecoder::new(source)),
+                Some(0x1f) => *self = Gzip::Member(Box::new(GzDecoder::new(source))),
                 Some(_) => expect_zeros(&mut source)?,
             }
         }

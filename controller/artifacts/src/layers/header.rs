@@ -5,6 +5,9 @@ use super::{LayerError, show};
 /// Size of tar's blocks.
 pub const BLOCK: usize = 512;
 
+/// (offset, length) pairs of an old GNU sparse table, as they stand there.
+pub type SparsePairs = Vec<(i128, i128)>;
+
 /// A header block whose checksum holds.
 pub struct Header<'a>(&'a [u8; BLOCK]);
 
@@ -109,7 +112,7 @@ impl<'a> Header<'a> {
     }
 
     /// Old GNU sparse: the four (offset, length) pairs, whether more blocks follow, the real size.
-    pub fn sparse(&self) -> Result<(Vec<(i128, i128)>, bool, i128), LayerError> {
+    pub fn sparse(&self) -> Result<(SparsePairs, bool, i128), LayerError> {
         let pairs = sparse_pairs(&self.0[386..482])?;
         Ok((pairs, self.0[482] != 0, self.field("real size", 483..495)?))
     }
@@ -125,7 +128,7 @@ impl<'a> Header<'a> {
 }
 
 /// The pairs of an old GNU sparse table; an entry with an empty first byte ends it.
-pub fn sparse_pairs(table: &[u8]) -> Result<Vec<(i128, i128)>, LayerError> {
+pub fn sparse_pairs(table: &[u8]) -> Result<SparsePairs, LayerError> {
     table
         .chunks_exact(24)
         .take_while(|pair| pair[0] != 0)

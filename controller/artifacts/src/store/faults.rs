@@ -1,6 +1,8 @@
 //! Every file operation of a pull's life is failed once, and the process is "killed" before each:
 //! whatever happens, the next open finds a legal state.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
