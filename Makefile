@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint e2e e2e-bugs
+.PHONY: help demo demo-stop test lint e2e e2e-bugs bench
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -24,3 +24,6 @@ lint: ## Formatting and lints, as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cd e2e/controlplane && test -z "$$(gofmt -l .)" && go vet ./...
+
+bench: ## Measure starts, adoption, memory and the API (numbers, no tests)
+	@scripts/bench agent
