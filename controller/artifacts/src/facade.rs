@@ -396,7 +396,7 @@ impl Artifacts {
         let registry = registry_of(&source);
         let (key, job) = match want.kind {
             ArtefactKind::Image => (
-                Key::Image(id.1.clone()),
+                Key::Image(coalesced(&id, who)),
                 Job::Image {
                     source,
                     digest,
@@ -407,7 +407,7 @@ impl Artifacts {
             ArtefactKind::Kernel => {
                 let paths = want.paths.clone();
                 (
-                    Key::Kernel(id.1.clone()),
+                    Key::Kernel(coalesced(&id, who)),
                     Job::Kernel {
                         source,
                         digest,
@@ -467,6 +467,19 @@ impl Artifacts {
                 format!("the artefact store failed: {error}"),
             )),
         }
+    }
+}
+
+/// The key of a pull: one for all who want the same. (Not in builds that have a bug on purpose: see e2e.)
+fn coalesced(id: &Id, who: &Interest) -> String {
+    let apart = match id.0 {
+        ArtefactKind::Image => cfg!(feature = "bug-no-coalescing"),
+        ArtefactKind::Kernel => cfg!(feature = "bug-kernel-manifest-in-place"),
+    };
+    if apart {
+        format!("{} {}", id.1, who.0)
+    } else {
+        id.1.clone()
     }
 }
 

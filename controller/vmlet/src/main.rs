@@ -10,6 +10,17 @@ mod setup;
 mod standalone;
 mod vm;
 
+#[cfg(all(
+    not(debug_assertions),
+    any(
+        feature = "bug-global-prune",
+        feature = "bug-kernel-manifest-in-place",
+        feature = "bug-no-coalescing",
+        feature = "bug-seed-rewritten-in-place"
+    )
+))]
+compile_error!("the bug-* features are for `make e2e-bugs` only; no release has them");
+
 use std::process::ExitCode;
 
 use clap::Parser;

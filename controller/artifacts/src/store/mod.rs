@@ -183,7 +183,7 @@ impl Store {
             let cached = {
                 // Pinning takes the same lock: a pin made since the inventory is seen here.
                 let mut index = self.index();
-                let unused = index.users(&id).next().is_none();
+                let unused = index.users(&id).next().is_none() || cfg!(feature = "bug-global-prune");
                 let Some(entry) = index.artefacts.get(&id).filter(|e| unused && e.last_used + age <= now) else {
                     continue;
                 };

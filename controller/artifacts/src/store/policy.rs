@@ -60,7 +60,8 @@ impl Policy {
         let age = |c: &Cached| now.duration_since(c.last_used).unwrap_or_default();
         let mut unused: Vec<&Cached> = cached
             .iter()
-            .filter(|c| c.users.is_empty() && age(c) >= self.min_age)
+            .filter(|c| c.users.is_empty() || cfg!(feature = "bug-global-prune"))
+            .filter(|c| age(c) >= self.min_age)
             .collect();
         unused.sort_by(|a, b| (a.last_used, a.kind, &a.id).cmp(&(b.last_used, b.kind, &b.id)));
         let mut freed = 0u64;
