@@ -290,4 +290,86 @@ mod tests {
         end.cause = Cause::Declared;
         assert_eq!(failures_after(4, &end), 0);
     }
+
+    mod model {
+        use super::*;
+        use proptest::prelude::*;
+
+        fn situations() -> impl Strategy<Value = Situation> {
+            let cause = prop_oneof![
+                Just(Cause::Declared),
+                Just(Cause::Clean),
+                Just(Cause::Failure),
+                Just(Cause::HostReboot)
+            ];
+            let ended = (cause, 0..100_000_u64, 0..5_000_u64).prop_map(|(cause, end, lasted)| {
+                Life::Ended(End {
+                    cause,
+                    at: at(end),
+                    lasted: Duration::from_secs(lasted),
+                })
+            });
+            let life = prop_oneof![
+                Just(Life::New),
+                Just(Life::Alive),
+                Just(Life::Stopping),
+                Just(Life::Unmanageable),
+                ended
+            ];
+            let strategy = prop_oneof![
+                Just(RunStrategy::Always),
+                Just(RunStrategy::RerunOnFailure),
+                Just(RunStrategy::Once),
+                Just(RunStrategy::Halted)
+            ];
+            (strategy, any::<bool>(), life, any::<u32>(), 0..200_000_u64).prop_map(
+                |(strategy, restart_asked, life, failures, now)| Situation {
+                    strategy,
+                    restart_asked,
+                    life,
+                    failures,
+                    now: at(now),
+                },
+            )
+        }
+
+        proptest! {
+            #[test]
+            fn nothing_that_may_live_is_started(s in situations()) {
+                if matches!(s.life, Life::Alive | Life::Stopping | Life::Unmanageable) {
+                    let starts = matches!(decide(&s), Decision::Start { .. } | Decision::Wait { .. });
+                    prop_assert!(!starts);
+                }
+            }
+
+            #[test]
+            fn halted_starts_nothing_and_only_what_lives_is_stopped(s in situations()) {
+                let decision = decide(&s);
+                if s.strategy == RunStrategy::Halted {
+                    let starts = matches!(decision, Decision::Start { .. } | Decision::Wait { .. });
+                    prop_assert!(!starts);
+                }
+                prop_assert!(decision != Decision::Stop || s.life == Life::Alive);
+            }
+
+            #[test]
+            fn a_wait_is_for_the_future_bounded_and_followed_by_a_start(s in situations()) {
+                if let Decision::Wait { until } = decide(&s) {
+                    prop_assert!(until > s.now);
+                    let Life::Ended(end) = &s.life else { panic!("only an end is waited after") };
+                    prop_assert!(until <= end.at + BACKOFF_MAX);
+                    let later = Situation { now: until, ..s };
+                    prop_assert_eq!(decide(&later), Decision::Start { declared: false });
+                }
+            }
+
+            #[test]
+            fn what_has_ended_always_comes_to_rest_or_to_a_start(s in situations()) {
+                if matches!(s.life, Life::Ended(_) | Life::New) {
+                    let stuck = matches!(decide(&s), Decision::Watch | Decision::Keep | Decision::Stop);
+                    prop_assert!(!stuck);
+                }
+            }
+        }
+    }
 }
