@@ -265,9 +265,7 @@ impl Collector {
                 continue;
             };
             let mut object = stored.value()?;
-            if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
-                owners.retain(|o| o["uid"] != uid);
-            }
+            disown(&mut object, uid);
             if !self.change(&resource, &key, stored.version, object).await? {
                 return Err(Failure::internal(format!("{key} changed while it was orphaned")));
             }
@@ -294,9 +292,7 @@ impl Collector {
             if owners.len() > 1 {
                 // Others own it too: it stays, and only loses this owner.
                 let mut object = object.clone();
-                if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
-                    owners.retain(|o| o["uid"] != uid);
-                }
+                disown(&mut object, uid);
                 if !self.change(&resource, &key, stored.version, object).await? {
                     free = false;
                 }
@@ -372,6 +368,18 @@ fn release(resource: &Resource, object: &mut Value) {
             && let Some(metadata) = object["metadata"].as_object_mut()
         {
             metadata.remove("finalizers");
+        }
+    }
+}
+
+/// Takes an owner out of an object's references.
+fn disown(object: &mut Value, uid: &str) {
+    if let Some(metadata) = object["metadata"].as_object_mut()
+        && let Some(owners) = metadata.get_mut("ownerReferences").and_then(Value::as_array_mut)
+    {
+        owners.retain(|o| o["uid"] != uid);
+        if owners.is_empty() {
+            metadata.remove("ownerReferences");
         }
     }
 }

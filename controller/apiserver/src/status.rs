@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::protobuf::DecodeError;
 use crate::storage::{StoreError, WriteError};
 
 /// One entry of `details.causes`.
@@ -290,6 +291,15 @@ impl Failure {
                 Failure::forbidden(subject, &why, &[cause])
             }
             WriteError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<DecodeError> for Failure {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Malformed(_) => Failure::bad_request(error.to_string()),
+            DecodeError::UnknownKind { .. } => Failure::new(415, "UnsupportedMediaType", error.to_string()),
         }
     }
 }

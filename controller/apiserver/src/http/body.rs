@@ -157,6 +157,7 @@ mod tests {
     fn yaml_is_read_like_json() {
         let decoded = parse(b"kind: Thing\nspec:\n  count: 3\n").expect("valid YAML");
         assert_eq!(decoded.value["spec"]["count"], 3);
-        assert!(parse(b"{\"a\":").unwrap_err().starts_with("json parse error"));
+        let error = parse(b"{\"a\":").expect_err("not JSON");
+        assert!(error.starts_with("json parse error"), "{error}");
     }
 }

@@ -186,9 +186,7 @@ async fn objects(
 async fn answer_review(review: &Review, content_type: &str, body: Body) -> Result<Answer, Failure> {
     let bytes = body::read(body).await?;
     let request = match content_type {
-        "application/vnd.kubernetes.protobuf" => {
-            crate::protobuf::decode(&bytes).map_err(|e| Failure::bad_request(e.to_string()))?
-        }
+        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(&bytes)?,
         _ => body::parse(&bytes).map_err(Failure::bad_request)?.value,
     };
     Ok(Answer::new(201, review.answer(&request, Timestamp::now())?))

@@ -132,7 +132,7 @@ pub async fn delete(
             return Err(Failure::not_found(&subject));
         };
         let live = stored.value()?;
-        preconditions(&live, options, &subject)?;
+        preconditions(resource, &live, options, &key.name)?;
         if resource.core == Some(Core::Namespace) && IMMORTAL.contains(&key.name.as_str()) {
             return Err(Failure::forbidden(&subject, "this namespace may not be deleted", &[]));
         }
@@ -192,18 +192,27 @@ pub async fn delete(
 /// Namespaces that everything else relies on.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-fn preconditions(live: &Value, options: &Options, subject: &Subject<'_>) -> Result<(), Failure> {
-    for (what, wanted, field) in [
-        ("UID", &options.uid, "uid"),
-        ("ResourceVersion", &options.version, "resourceVersion"),
-    ] {
-        let is = live["metadata"][field].as_str().unwrap_or_default();
-        if let Some(wanted) = wanted
-            && wanted != is
-        {
-            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
-            return Err(Failure::conflict(subject, &why));
-        }
+fn preconditions(resource: &Resource, live: &Value, options: &Options, name: &str) -> Result<(), Failure> {
+    let subject = Subject {
+        group: &resource.group,
+        kind: &resource.kind,
+        name,
+    };
+    let differs = |wanted: &Option<String>, field: &str| {
+        let is = live["metadata"][field].as_str().unwrap_or_default().to_owned();
+        wanted.clone().filter(|wanted| *wanted != is).map(|wanted| (wanted, is))
+    };
+    if let Some((wanted, is)) = differs(&options.uid, "uid") {
+        let why = format!(
+            "the UID in the precondition ({wanted}) does not match the UID in record ({is}). The object might have been deleted and then recreated"
+        );
+        return Err(Failure::conflict(&subject, &why));
+    }
+    if let Some((wanted, is)) = differs(&options.version, "resourceVersion") {
+        let why = format!(
+            "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({is}). The object might have been modified"
+        );
+        return Err(Failure::conflict(&subject, &why));
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub fn decode(call: &Call, bytes: &Bytes) -> Result<Decoded, Failure> {
     match call.content_type.as_str() {
         "" | "application/json" | "application/yaml" => {}
         "application/vnd.kubernetes.protobuf" => {
-            let value = protobuf::decode(bytes).map_err(|e| Failure::bad_request(e.to_string()))?;
+            let value = protobuf::decode(bytes)?;
             return Ok(Decoded {
                 value,
                 duplicates: Vec::new(),
@@ -89,16 +89,19 @@ pub fn normalize(call: &Call, object: &mut Value, duplicates: Vec<String>) -> Re
         FieldValidation::Ignore => {}
         FieldValidation::Warn => read.warnings = said,
         FieldValidation::Strict => {
-            return Err(Failure::bad_request(format!(
-                "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
-                call.resource.kind,
-                call.version().name,
-                call.resource.kind,
-                said.join(", ")
-            )));
+            return Err(strict(call, &said));
         }
     }
     Ok(read)
+}
+
+/// The refusal of strict field validation.
+pub fn strict(call: &Call, said: &[String]) -> Failure {
+    let (kind, version) = (&call.resource.kind, &call.version().name);
+    Failure::bad_request(format!(
+        "{kind} in version \"{version}\" cannot be handled as a {kind}: strict decoding error: {}",
+        said.join(", ")
+    ))
 }
 
 fn types(call: &Call, object: &mut Value, read: &mut Read) -> Result<(), Failure> {
@@ -221,9 +224,7 @@ pub fn delete_options(call: &Call, bytes: &Bytes) -> Result<Value, Failure> {
         return Ok(Value::Null);
     }
     let options = match call.content_type.as_str() {
-        "application/vnd.kubernetes.protobuf" => {
-            protobuf::decode(bytes).map_err(|e| Failure::bad_request(e.to_string()))?
-        }
+        "application/vnd.kubernetes.protobuf" => protobuf::decode(bytes)?,
         _ => body::parse(bytes).map_err(Failure::bad_request)?.value,
     };
     match options["kind"].as_str() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What is wrong with a field; decides the cause's `reason` and the first words of its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,48 +156,12 @@ impl FieldError {
         }
         body
     }
-
-    /// The error as an entry of `Status.details.causes`.
-    pub fn cause(&self) -> Value {
-        json!({"reason": self.kind.reason(), "message": self.body(), "field": self.field})
-    }
 }
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
     }
-}
-
-/// The 422 `Status` for an object with field errors.
-///
-/// `group` is empty for the core group; `kind` is what the object calls itself.
-pub fn invalid_status(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Value {
-    let qualified = if group.is_empty() {
-        kind.to_owned()
-    } else {
-        format!("{kind}.{group}")
-    };
-    let mut details = json!({
-        "kind": kind,
-        "causes": errors.iter().map(FieldError::cause).collect::<Vec<_>>(),
-    });
-    if !name.is_empty() {
-        details["name"] = json!(name);
-    }
-    if !group.is_empty() {
-        details["group"] = json!(group);
-    }
-    json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": format!("{qualified} {} is invalid: {}", quote(name), aggregate(errors)),
-        "reason": "Invalid",
-        "details": details,
-        "code": 422,
-    })
 }
 
 /// All errors in one line: equal ones once, brackets around more than one.

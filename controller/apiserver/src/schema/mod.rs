@@ -6,7 +6,6 @@
 //! schema.prune_nulls(&mut object); schema.apply_defaults(&mut object);
 //! let errors = schema.validate(&object, old.as_ref());        // empty: valid
 //! let errors = schema.validate_status(&object, &old);         // writes to /status
-//! let status = invalid_status(group, kind, name, &errors);    // the 422 body
 //! ```
 //! The order of a write is: prune, defaults, (admission), validate. Messages, causes and their
 //! reasons are those of kube-apiserver 1.36 (`k8s.io/apiextensions-apiserver`).
@@ -23,7 +22,7 @@ mod structural;
 
 use serde_json::Value;
 
-pub use error::{ErrorKind, FieldError, aggregate, go_json, invalid_status, quote};
+pub use error::{ErrorKind, FieldError, aggregate, go_json, quote};
 pub(crate) use error::{child, go_number};
 pub use node::{Additional, ListType, Node};
 

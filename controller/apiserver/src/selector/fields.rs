@@ -53,14 +53,6 @@ impl FieldSelector {
         self.requirements.iter().map(|r| r.field.as_str())
     }
 
-    /// The value that `field` must have exactly, if the selector says so.
-    pub fn exact(&self, field: &str) -> Option<&str> {
-        self.requirements
-            .iter()
-            .find(|r| r.field == field && !r.negated)
-            .map(|r| r.value.as_str())
-    }
-
     /// Whether all requirements hold, given the value of each field (empty for an absent one).
     pub fn matches(&self, value_of: impl Fn(&str) -> String) -> bool {
         self.requirements

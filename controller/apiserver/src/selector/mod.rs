@@ -11,8 +11,8 @@
 mod fields;
 mod labels;
 
-pub use fields::{FieldRequirement, FieldSelector, field_value};
-pub use labels::{LabelRequirement, LabelSelector, Operator};
+pub use fields::{FieldSelector, field_value};
+pub use labels::LabelSelector;
 
 /// A selector that cannot be read; the text is the message of the 400 Status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 pub use history::{Batch, EventKind, HistoryEvent};
-pub use reader::{ListRequest, Page};
+pub use reader::ListRequest;
 pub use writer::{Change, WriteError};
 
 /// Where an object lives: the storage name of its resource (`group/plural`), its namespace (empty for cluster scope), its name.

@@ -1,0 +1,231 @@
+//! What a client of the socket meets, and what a restart keeps.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tower::ServiceExt as _;
+use vmlet_apiserver::{ApiServer, Config};
+
+async fn open(dir: &Path) -> ApiServer {
+    ApiServer::open(Config::new(dir)).await.expect("opened")
+}
+
+/// One request in the process; the answer's code, its Warning headers and its JSON.
+async fn ask(api: &ApiServer, method: &str, path: &str, body: Value) -> (StatusCode, Vec<String>, Value) {
+    let kind = match method {
+        "PATCH" => "application/merge-patch+json",
+        _ => "application/json",
+    };
+    let body = match body {
+        Value::Null => Body::empty(),
+        body => Body::from(body.to_string()),
+    };
+    let request = Request::builder().method(method).uri(path).header("content-type", kind);
+    let answer = api
+        .service()
+        .oneshot(request.body(body).expect("a request"))
+        .await
+        .expect("always answers");
+    let (parts, body) = answer.into_parts();
+    let warnings = parts.headers.get_all("warning").iter();
+    let warnings = warnings.filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+    let bytes = body.collect().await.expect("a body").to_bytes();
+    (
+        parts.status,
+        warnings,
+        serde_json::from_slice(&bytes).unwrap_or_default(),
+    )
+}
+
+fn config_map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}})
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// A TLS client that trusts the kubeconfig's authority, and one plain HTTP/1.1 request.
+async fn over_tls(kubeconfig: &str, address: std::net::SocketAddr, token: Option<&str>, path: &str) -> String {
+    let authority = kubeconfig
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("certificate-authority-data: "))
+        .expect("an authority");
+    let pem = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, authority).expect("base64");
+    let mut roots = rustls::RootCertStore::empty();
+    let certificate = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(&pem);
+    roots.add(certificate.expect("PEM")).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = TcpStream::connect(address).await.expect("connected");
+    let name = rustls::pki_types::ServerName::from(address.ip());
+    let mut stream = connector.connect(name, stream).await.expect("a trusted certificate");
+    let token = token
+        .map(|t| format!("Authorization: Bearer {t}\r\n"))
+        .unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{token}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    // A server may close without a TLS farewell.
+    let _ = stream.read_to_string(&mut answer).await;
+    answer
+}
+
+#[tokio::test]
+async fn without_the_token_only_health_and_version_are_answered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let address = api.serve(([127, 0, 0, 1], 0).into()).await.expect("served");
+    let path = dir.path().join("kubeconfig");
+    api.write_kubeconfig(address, &path).expect("written");
+    let kubeconfig = std::fs::read_to_string(&path).expect("read");
+    let token = kubeconfig
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("token: "))
+        .expect("a token");
+    for (path, token, code) in [
+        ("/readyz", None, 200),
+        ("/version", None, 200),
+        ("/api", None, 401),
+        (MAPS, None, 401),
+        (MAPS, Some("wrong"), 401),
+        (MAPS, Some(token), 200),
+        ("/openapi/v3", None, 401),
+    ] {
+        let answer = over_tls(&kubeconfig, address, token, path).await;
+        let status = format!("HTTP/1.1 {code}");
+        assert!(answer.starts_with(&status), "{path} with {token:?}: {answer}");
+        assert!(!answer.contains(kubeconfig.trim()), "{path}");
+    }
+    api.close().await;
+}
+
+#[tokio::test]
+async fn a_kubeconfig_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(&dir.path().join("api")).await;
+    let path = dir.path().join("kubeconfig");
+    api.write_kubeconfig(([127, 0, 0, 1], 6440).into(), &path)
+        .expect("written");
+    let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let missing = dir.path().join("no/such/place");
+    let error = api
+        .write_kubeconfig(([127, 0, 0, 1], 6440).into(), &missing)
+        .expect_err("no directory");
+    assert!(error.to_string().contains("no/such/place"), "{error}");
+}
+
+#[tokio::test]
+async fn objects_versions_and_credentials_outlive_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let (code, _, first) = ask(&api, "POST", MAPS, config_map("kept")).await;
+    assert_eq!(code, 201, "{first}");
+    api.close().await;
+    drop(api);
+    let api = open(dir.path()).await;
+    let (code, _, again) = ask(&api, "GET", &format!("{MAPS}/kept"), Value::Null).await;
+    assert_eq!((code.as_u16(), &again), (200, &first));
+    let (_, _, second) = ask(&api, "POST", MAPS, config_map("later")).await;
+    let version = |object: &Value| {
+        object["metadata"]["resourceVersion"]
+            .as_str()
+            .and_then(|v| v.parse::<u64>().ok())
+    };
+    assert!(version(&second) > version(&first), "{first} {second}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let mut large = config_map("large");
+    large["data"]["a"] = "x".repeat(3 << 20).into();
+    let (code, _, status) = ask(&api, "POST", MAPS, large).await;
+    assert_eq!(
+        (code.as_u16(), &status["reason"]),
+        (413, &json!("RequestEntityTooLarge")),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn unknown_fields_are_warned_about_and_dropped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let mut map = config_map("typo");
+    map["dato"] = json!({"c": "d"});
+    let (code, warnings, object) = ask(&api, "POST", MAPS, map.clone()).await;
+    assert_eq!((code.as_u16(), &object["dato"]), (201, &Value::Null));
+    assert_eq!(warnings, [r#"299 - "unknown field \"dato\"""#]);
+    map["metadata"]["name"] = "strict".into();
+    let (code, _, status) = ask(&api, "POST", &format!("{MAPS}?fieldValidation=Strict"), map).await;
+    assert_eq!(code, 400);
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(
+        message.ends_with("strict decoding error: unknown field \"dato\""),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_the_server_closes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let request = Request::get(format!("{MAPS}?watch=true"))
+        .body(Body::empty())
+        .expect("a request");
+    let mut watch = api.service().oneshot(request).await.expect("answers").into_body();
+    ask(&api, "POST", MAPS, config_map("seen")).await;
+    let line = watch
+        .frame()
+        .await
+        .expect("a line")
+        .expect("no error")
+        .into_data()
+        .expect("data");
+    let event: Value = serde_json::from_slice(&line).expect("JSON");
+    assert_eq!(
+        (&event["type"], &event["object"]["metadata"]["name"]),
+        (&json!("ADDED"), &json!("seen"))
+    );
+    api.close().await;
+    let end = tokio::time::timeout(Duration::from_secs(10), watch.frame())
+        .await
+        .expect("in time");
+    assert!(end.is_none());
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_status_not_a_hang() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    for (method, path, body, code) in [
+        ("POST", MAPS, json!([1, 2]), 400),
+        ("POST", MAPS, json!({"kind": "ConfigMap"}), 422),
+        ("POST", MAPS, json!({"metadata": "x"}), 400),
+        ("POST", "/api/v1/namespaces/absent/configmaps", config_map("a"), 404),
+        ("POST", "/api/v1/configmaps", config_map("a"), 405),
+        ("PATCH", &format!("{MAPS}/absent"), json!({}), 404),
+        ("GET", &format!("{MAPS}?limit=x"), Value::Null, 400),
+        ("GET", &format!("{MAPS}?fieldSelector=a.b=c"), Value::Null, 400),
+        ("GET", "/apis/nothing.example/v1/things", Value::Null, 404),
+        ("DELETE", "/api/v1/namespaces/kube-system", Value::Null, 403),
+        ("GET", "/", Value::Null, 404),
+    ] {
+        let (is, _, status) = ask(&api, method, path, body).await;
+        assert_eq!(is.as_u16(), code, "{method} {path}: {status}");
+    }
+}
