@@ -67,6 +67,7 @@ pub async fn kill_while_running(cx: Cx) -> Result<()> {
     let after = cx
         .until("calm", "it is Ready with a port", |vm| {
             Ok(vm::ready(vm)?
+                && vm::boot_id(vm).is_some()
                 && vm
                     .status
                     .as_ref()
@@ -175,6 +176,7 @@ pub async fn torn_record(cx: Cx) -> Result<()> {
     let after = cx
         .until("calm", "it is Ready with a port", |vm| {
             Ok(vm::ready(vm)?
+                && vm::boot_id(vm).is_some()
                 && vm
                     .status
                     .as_ref()

@@ -254,7 +254,9 @@ impl Cx {
 
     /// Waits until a machine is Ready.
     pub async fn ready(&self, name: &str) -> Result<VirtualMachine> {
-        self.until(name, "it is Ready", vm::ready).await
+        // The boot id may be told a moment later.
+        let known = |vm: &VirtualMachine| Ok(vm::ready(vm)? && vm::boot_id(vm).is_some());
+        self.until(name, "it is Ready, with a boot id", known).await
     }
 
     /// Waits until the console of a machine's present run has this text.

@@ -57,9 +57,9 @@ pub async fn invalid_spec(cx: Cx) -> Result<()> {
 /// Bad and missing references are told with cause, and the objects go when asked.
 pub async fn bad_reference(cx: Cx) -> Result<()> {
     let missing = format!("{}/{}/nothing:here", cx.world().registry.address(), cx.namespace());
-    for (name, reference, reason) in [
-        ("missing", missing.as_str(), "NotFound"),
-        ("malformed", "Upper Case//:x", "BadReference"),
+    for (name, reference, word, reason) in [
+        ("missing", missing.as_str(), "nothing", "NotFound"),
+        ("malformed", "Upper Case//:x", "Upper", "BadReference"),
     ] {
         // Refused at once is as good as told by a condition.
         if let Err(error) = cx.image(name, reference).await {
@@ -77,7 +77,7 @@ pub async fn bad_reference(cx: Cx) -> Result<()> {
             .await?;
         let (_, _, message) = vm::condition(&seen, "ImageReady");
         ensure!(
-            message.contains(name) && message.contains(reference),
+            message.contains(name) && message.contains(word),
             "the message does not say what: {message}"
         );
         ensure!(
