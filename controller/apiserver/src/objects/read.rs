@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{Call, metadata_only};
@@ -171,36 +172,89 @@ pub struct Listed {
     /// As served and selected.
     pub items: Vec<Value>,
     pub version: u64,
-    next: Option<(String, Option<u64>)>,
 }
 
 pub async fn list(call: &Call) -> Result<Answer, Failure> {
-    let listed = collect(call, &Selection::of(call)?).await?;
-    let mut meta = json!({"resourceVersion": listed.version.to_string()});
+    let selection = Selection::of(call)?;
+    let page = page(call).await?;
+    let mut meta = json!({"resourceVersion": page.version.to_string()});
     if call.accept.shape == Shape::Whole {
         meta["continue"] = "".into();
     }
-    if let Some((token, remaining)) = listed.next {
-        meta["continue"] = token.into();
+    if let Some((token, remaining)) = &page.next {
+        meta["continue"] = token.as_str().into();
         if let Some(remaining) = remaining {
-            meta["remainingItemCount"] = remaining.into();
+            meta["remainingItemCount"] = (*remaining).into();
         }
     }
+    let as_stored = call.accept.shape == Shape::Whole && call.api_version() == call.resource.stored_as;
+    if as_stored && !selects(call) {
+        return Ok(Answer {
+            code: 200,
+            body: Content::Json(joined(call, &meta, &page.items)),
+            warnings: Vec::new(),
+        });
+    }
+    let listed = Listed {
+        items: select(call, &selection, page.items)?,
+        version: page.version,
+    };
     let body = match call.accept.shape {
         Shape::Table => call.table(&listed.items, meta, true)?,
         Shape::Metadata => json!({
             "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
             "items": listed.items.into_iter().map(metadata_only).collect::<Vec<_>>(),
         }),
-        Shape::Whole | Shape::Discovery(_) => json!({
-            "kind": call.resource.list_kind, "apiVersion": call.api_version(), "metadata": meta, "items": listed.items,
-        }),
+        Shape::Whole | Shape::Discovery(_) => {
+            let mut list = json!({"kind": call.resource.list_kind, "apiVersion": call.api_version(), "metadata": meta});
+            list["items"] = Value::Array(listed.items);
+            list
+        }
     };
     Ok(Answer::ok(body))
 }
 
+fn selects(call: &Call) -> bool {
+    call.query.get("labelSelector").is_some() || call.query.get("fieldSelector").is_some()
+}
+
+/// A list of objects that are served as they are stored: their texts, side by side.
+fn joined(call: &Call, meta: &Value, items: &[Stored]) -> Bytes {
+    let size: usize = items.iter().map(|s| s.body.len() + 1).sum();
+    let (kind, version) = (
+        Value::from(call.resource.list_kind.as_str()),
+        Value::from(call.api_version()),
+    );
+    let head = format!(r#"{{"kind":{kind},"apiVersion":{version},"metadata":{meta},"items":["#);
+    let mut text = Vec::with_capacity(head.len() + size + 2);
+    text.extend_from_slice(head.as_bytes());
+    for (index, stored) in items.iter().enumerate() {
+        if index > 0 {
+            text.push(b',');
+        }
+        text.extend_from_slice(&stored.body);
+    }
+    text.extend_from_slice(b"]}");
+    text.into()
+}
+
+/// One page of what lies in the store.
+struct Page {
+    items: Vec<Stored>,
+    version: u64,
+    next: Option<(String, Option<u64>)>,
+}
+
 /// Reads a page (all without `limit`) of what the call asks for.
 pub async fn collect(call: &Call, selection: &Selection) -> Result<Listed, Failure> {
+    let page = page(call).await?;
+    Ok(Listed {
+        items: select(call, selection, page.items)?,
+        version: page.version,
+    })
+}
+
+async fn page(call: &Call) -> Result<Page, Failure> {
     let limit = call.query.number("limit")?.unwrap_or(0);
     let matching = call.query.get("resourceVersionMatch");
     let asked = not_in_future(call).await?;
@@ -247,15 +301,18 @@ pub async fn collect(call: &Call, selection: &Selection) -> Result<Listed, Failu
     }
     // A continued list keeps the version of its first page: a watch from there sees every change of the later pages again.
     let version = first_version.unwrap_or(page.version);
-    let selected = call.query.get("labelSelector").is_some() || call.query.get("fieldSelector").is_some();
     let next = match page.items.last() {
-        Some(last) if limited && page.remaining > 0 => {
-            Some((Continue::token(version, last), (!selected).then_some(page.remaining)))
-        }
+        Some(last) if limited && page.remaining > 0 => Some((
+            Continue::token(version, last),
+            (!selects(call)).then_some(page.remaining),
+        )),
         _ => None,
     };
-    let items = select(call, selection, page.items)?;
-    Ok(Listed { items, version, next })
+    Ok(Page {
+        items: page.items,
+        version,
+        next,
+    })
 }
 
 /// Everything that a watch begins with.
@@ -271,7 +328,6 @@ pub async fn collect_all(call: &Call, selection: &Selection) -> Result<Listed, F
     Ok(Listed {
         items,
         version: page.version,
-        next: None,
     })
 }
 

@@ -58,6 +58,8 @@ const ASK: Duration = Duration::from_secs(5);
 const DRAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(16));
 /// How long after a failed deletion, or a full disk, the next attempt is made.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long after a port was taken by somebody else it is tried again.
+const PORT_RETRY: Duration = Duration::from_secs(10);
 
 /// What is said of a VMM that was found and has not answered yet.
 pub const ADOPTING: &str = "it is being adopted";
@@ -390,7 +392,8 @@ impl Machine {
             Phase::Stopping
         } else if let Some(reason) = &self.guest.paused {
             Phase::Paused { reason: reason.clone() }
-        } else if self.record.ready_at.is_none() {
+        } else if self.record.ready_at.is_none() || self.record.guest_boot_id.is_none() {
+            // Ready is only said together with who is: the boot id tells one boot from the next.
             Phase::Starting
         } else {
             Phase::Running {

@@ -11,7 +11,7 @@ use vmlet_init::channel::Request;
 
 use crate::directory::{MONITOR, MachineDir};
 use crate::life::{End, VmStatus};
-use crate::machine::{ADOPTING, DRAIN, Machine, RETRY, Said, ended, time};
+use crate::machine::{ADOPTING, DRAIN, Machine, PORT_RETRY, RETRY, Said, ended, time};
 use crate::network::{self, Forward, parse_usernet};
 use crate::process::Process;
 use crate::qemu::argv::{CONSOLE, CONSOLE_RING, READY};
@@ -249,8 +249,15 @@ impl Machine {
         }
     }
 
-    /// What is to be tried again: a guest that waits for space.
+    /// What is to be tried again: a port that was taken, a guest that waits for space.
     pub(super) async fn retry(&mut self) {
+        let refused = self.ports.status.iter().any(|port| port.error.is_some());
+        if self.process.is_some()
+            && refused
+            && let Some(wanted) = self.ports.applied.clone()
+        {
+            self.set_ports(&wanted).await;
+        }
         if self.process.is_some() && self.guest.paused.is_some() {
             // Never blindly: it may have panicked meanwhile, and a panicked guest must not go on.
             let Some(answer) = self.call("query-status", json!({})).await else {
@@ -382,6 +389,9 @@ impl Machine {
         if matches!(self.link, Link::Up(_)) {
             self.ports.applied = Some(wanted.to_vec());
             self.ports.status = status;
+            if self.ports.status.iter().any(|port| port.error.is_some()) {
+                self.retry_at = Some(Instant::now() + PORT_RETRY);
+            }
         }
     }
 
