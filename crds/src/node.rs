@@ -45,7 +45,7 @@ pub struct VMNodeSpec {}
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VMNodeStatus {
-    /// Ready: the agent works. QEMUUsable, KVMUsable, CgroupsUsable and IsolationUsable: what `vmlet check` finds on the node.
+    /// Ready: the agent works. QEMUUsable, KVMUsable, CgroupsUsable, IsolationUsable: what `vmlet check` finds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
