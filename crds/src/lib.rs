@@ -6,6 +6,11 @@
 //!
 //! Every status field has one writer: see the table in `ARCHITECTURE.md`.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns of one kind say the same of their type, each for itself"
+)]
+
 mod image;
 mod kernel;
 mod node;

@@ -7,6 +7,7 @@ pub mod binder;
 mod condition;
 #[cfg(test)]
 #[path = "../../node/src/fake_api.rs"]
+#[allow(dead_code, reason = "shared with the tests of vmlet-node, which look at events too")]
 mod fake_api;
 pub mod leader;
 pub mod nodes;

@@ -30,6 +30,10 @@ pub(crate) enum Extents {
     #[default]
     None,
     One(Extent),
+    #[allow(
+        clippy::box_collection,
+        reason = "one word instead of three, in a record that exists a million times"
+    )]
     Many(Box<Vec<Extent>>),
 }
 

@@ -117,6 +117,10 @@ pub(crate) struct Node {
     /// Names that lead to it; for a directory 0 or 1.
     pub(crate) links: u32,
     pub(crate) times: Times,
+    #[allow(
+        clippy::box_collection,
+        reason = "one word instead of three, in a record that exists a million times"
+    )]
     pub(crate) xattrs: Option<Box<Vec<Xattr>>>,
     pub(crate) kind: NodeKind,
 }
@@ -344,6 +348,10 @@ impl Tree {
 }
 
 impl Node {
+    #[allow(
+        clippy::box_collection,
+        reason = "one word instead of three, in a record that exists a million times"
+    )]
     fn new(kind: NodeKind, attributes: Attributes, xattrs: Option<Box<Vec<Xattr>>>) -> Node {
         Node {
             mode: attributes.mode & 0o7777,

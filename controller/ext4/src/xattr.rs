@@ -101,6 +101,10 @@ impl Xattr {
 }
 
 /// Checks and takes in all attributes of one inode, so that they surely fit.
+#[allow(
+    clippy::box_collection,
+    reason = "one word instead of three, in a record that exists a million times"
+)]
 pub(crate) fn take_in(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<Option<Box<Vec<Xattr>>>, Error> {
     let mut taken = Vec::with_capacity(xattrs.len());
     for (name, value) in xattrs {

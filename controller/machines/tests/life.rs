@@ -295,7 +295,9 @@ async fn a_taken_port_is_its_own_trouble_and_ports_change_while_the_machine_runs
 
     // Nobody has to ask again.
     drop(taken);
-    agent.wait(&uid, "the port that is free now", |seen| seen.ports[0].error.is_none()).await;
+    agent
+        .wait(&uid, "the port that is free now", |seen| seen.ports[0].error.is_none())
+        .await;
     spec.ports[0].guest_port = 8080;
     spec.ports.push(port("more", Some(0), 443));
     agent.apply(

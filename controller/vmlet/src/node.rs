@@ -125,6 +125,10 @@ async fn open_artifacts(
 }
 
 /// Runs the agent until `shutdown`.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of a node, which its two callers put together differently"
+)]
 pub async fn run_agent(
     client: Client,
     args: &NodeArgs,

@@ -54,7 +54,10 @@ pub async fn logs(args: Logs) -> Result<()> {
         );
     }
     out.flush()?;
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(FOLLOW).await;
         let Some(newest) = files.last() else { break };
         if let Some(file) = &mut current {

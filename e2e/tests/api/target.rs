@@ -74,7 +74,7 @@ pub enum Kind {
 }
 
 enum Running {
-    Real(ControlPlane),
+    Real(Box<ControlPlane>),
     Embedded { server: ApiServer, kubeconfig: String },
 }
 
@@ -138,7 +138,7 @@ impl Started {
     async fn start(kind: Kind) -> Result<Started> {
         let dir = tempfile::tempdir()?;
         let server = match kind {
-            Kind::Real => Running::Real(ControlPlane::start().await?),
+            Kind::Real => Running::Real(Box::new(ControlPlane::start().await?)),
             Kind::Embedded => {
                 let server = ApiServer::open(vmlet_apiserver::Config::new(dir.path().join("api"))).await?;
                 let address = server.serve(([127, 0, 0, 1], 0).into()).await?;

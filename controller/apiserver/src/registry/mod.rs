@@ -12,6 +12,7 @@ pub use builtin::builtin;
 
 /// Rules of a built-in kind; everything else follows its schema alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::enum_variant_names, reason = "CoreEvent is the event of the core group")]
 pub enum Core {
     /// `namespaces`
     Namespace,

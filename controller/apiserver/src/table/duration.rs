@@ -14,8 +14,8 @@ pub fn human(duration: SignedDuration) -> String {
     match seconds {
         // Clocks of machines differ a little.
         ..-1 => "<invalid>".to_owned(),
-        ..0 => "0s".to_owned(),
-        ..120 => format!("{seconds}s"),
+        -1 => "0s".to_owned(),
+        0..120 => format!("{seconds}s"),
         _ if minutes < 10 => pair(minutes, "m", seconds % 60, "s"),
         _ if minutes < 180 => format!("{minutes}m"),
         _ if hours < 8 => pair(hours, "h", minutes % 60, "m"),

@@ -59,7 +59,7 @@ fn built_in_kinds_have_the_tables_of_the_real_server() {
             continue;
         }
         let recording = golden(&resource.singular);
-        let table = render(&resource, &recording, Include::Metadata, true);
+        let table = render(resource, &recording, Include::Metadata, true);
         assert_eq!(without_descriptions(table), recording["table"], "{}", resource.kind);
     }
 }

@@ -16,7 +16,7 @@ async fn with_a_machine() -> (World, String) {
     world.until("a", |s| s.last_termination.is_some()).await;
     assert_eq!(
         world.cx.machines.list(),
-        [uid.clone()],
+        std::slice::from_ref(&uid),
         "something of it is on the host"
     );
     (world, uid)
