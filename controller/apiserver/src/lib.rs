@@ -192,11 +192,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Judges a definition before it is stored.
-    pub(crate) fn check_definition(&self, mut object: Value, name: &str) -> Result<Value, Failure> {
-        definition::default_spec(&mut object);
-        match definition::resource(&object) {
-            Ok(_) => Ok(object),
+    /// Judges a definition, its defaults filled in, before it is stored.
+    pub(crate) fn check_definition(object: &Value, name: &str) -> Result<(), Failure> {
+        match definition::resource(object) {
+            Ok(_) => Ok(()),
             Err(errors) => {
                 let subject = Subject {
                     group: "apiextensions.k8s.io",

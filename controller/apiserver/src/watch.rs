@@ -19,11 +19,12 @@ use crate::Inner;
 use crate::http::accept::Shape;
 use crate::http::answer::{Answer, Content};
 use crate::objects::read::Selection;
-use crate::objects::{Call, metadata_only, read};
+use crate::objects::{Call, read};
 use crate::registry::Registry;
 use crate::schema::FieldError;
 use crate::status::{Failure, Subject};
 use crate::storage::{Batch, EventKind, HistoryEvent};
+use crate::table;
 
 /// How long a watch lasts that does not say, in seconds; up to twice as long.
 const DEFAULT_TIMEOUT: u64 = 1800;
@@ -269,7 +270,7 @@ fn text(kind: &str, object: &Value) -> Bytes {
 fn line(call: &Call, kind: &str, object: Value, headers: &mut bool) -> Result<Bytes, Failure> {
     let object = match call.accept.shape {
         Shape::Whole | Shape::Discovery(_) => object,
-        Shape::Metadata => metadata_only(object),
+        Shape::Metadata => table::partial(&object),
         Shape::Table => {
             let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
             let table = call.table(&[object], meta, *headers)?;

@@ -10,6 +10,7 @@ mod get;
 mod life;
 mod rest;
 mod target;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -104,6 +105,7 @@ fn all() -> Vec<Case> {
         get::cases(),
         life::cases(),
         rest::cases(),
+        watch::cases(),
     ];
     parts.into_iter().flatten().collect()
 }

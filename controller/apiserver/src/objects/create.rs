@@ -8,10 +8,10 @@ use super::{Call, metadata, rfc3339};
 use crate::http::answer::Answer;
 use crate::http::body;
 use crate::managed_fields::{self, Writer};
-use crate::registry::{Core, definition};
+use crate::registry::Core;
 use crate::status::Failure;
 use crate::storage::{Change, Key};
-use crate::{core, ownership};
+use crate::{Inner, core, ownership};
 
 pub async fn create(call: &Call, body: Body) -> Result<Answer, Failure> {
     check_manager(call)?;
@@ -65,8 +65,7 @@ pub async fn store(
     let subject = call.subject(&name);
     if call.resource.core == Some(Core::Definition) {
         let _turn = call.server.definitions.lock().await;
-        object = call.server.check_definition(object, &name)?;
-        definition::accept(&mut object, &now);
+        Inner::check_definition(&object, &name)?;
         let stored = write(call, key, object, dry_run, &subject).await?;
         if !dry_run {
             call.server.reload().await?;

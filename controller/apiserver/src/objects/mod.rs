@@ -132,7 +132,7 @@ impl Call {
     pub fn answer(&self, code: u16, object: Value, warnings: Vec<String>) -> Result<Answer, Failure> {
         let body = match self.accept.shape {
             Shape::Whole | Shape::Discovery(_) => object,
-            Shape::Metadata => metadata_only(object),
+            Shape::Metadata => table::partial(&object),
             Shape::Table => {
                 let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 self.table(&[object], meta, true)?
@@ -174,11 +174,6 @@ pub(crate) fn serve(resource: &Resource, version: &Version, object: &mut Value) 
     }
     object["apiVersion"] = resource.api_version(version).into();
     object["kind"] = resource.kind.clone().into();
-}
-
-/// `PartialObjectMetadata`.
-pub(crate) fn metadata_only(mut object: Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"].take()})
 }
 
 /// Does what a request asks for.

@@ -5,12 +5,13 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Call, metadata_only};
+use super::Call;
 use crate::http::accept::Shape;
 use crate::http::answer::{Answer, Content};
 use crate::selector::{FieldSelector, LabelSelector, SelectorError, field_value, unsupported_field};
 use crate::status::Failure;
 use crate::storage::{Batch, EventKind, ListRequest, Stored};
+use crate::table;
 
 pub async fn get(call: &Call, name: &str) -> Result<Answer, Failure> {
     not_in_future(call).await?;
@@ -203,7 +204,7 @@ pub async fn list(call: &Call) -> Result<Answer, Failure> {
         Shape::Table => call.table(&listed.items, meta, true)?,
         Shape::Metadata => json!({
             "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
-            "items": listed.items.into_iter().map(metadata_only).collect::<Vec<_>>(),
+            "items": listed.items.iter().map(table::partial).collect::<Vec<_>>(),
         }),
         Shape::Whole | Shape::Discovery(_) => {
             let mut list = json!({"kind": call.resource.list_kind, "apiVersion": call.api_version(), "metadata": meta});

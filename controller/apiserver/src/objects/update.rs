@@ -10,11 +10,11 @@ use crate::http::answer::Answer;
 use crate::http::body;
 use crate::managed_fields::{self, ApplyError, Writer};
 use crate::patch::{self, PatchError};
-use crate::registry::{Core, definition};
+use crate::registry::Core;
 use crate::schema::FieldError;
 use crate::status::{Cause, Failure};
 use crate::storage::{Change, WriteError};
-use crate::{core, ownership};
+use crate::{Inner, core, ownership};
 
 const CUSTOM_PATCHES: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 const CORE_PATCHES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
@@ -242,10 +242,7 @@ async fn once(call: &Call, name: &str, write: &Write, live: &Value, base: u64) -
         _ => None,
     };
     if call.resource.core == Some(Core::Definition) {
-        object = call.server.check_definition(object, name)?;
-        if object["metadata"]["deletionTimestamp"].is_null() {
-            definition::accept(&mut object, &now);
-        }
+        Inner::check_definition(&object, name)?;
     }
     if call.query.dry_run()? {
         return call.answer(200, object, warnings).map(Some);

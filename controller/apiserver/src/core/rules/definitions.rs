@@ -23,8 +23,10 @@ pub(super) fn create(object: &mut Value, now: &str) {
 pub(super) fn update(object: &mut Value, old: &Value) {
     keep(object, old, "status");
     definition::default_spec(object);
-    // The conditions are there since the creation; a stored version may be new.
-    definition::accept(object, text(&old["metadata"], "creationTimestamp"));
+    // The conditions are there since the creation; a stored version may be new. One that is being deleted keeps saying so.
+    if old["metadata"]["deletionTimestamp"].is_null() {
+        definition::accept(object, text(&old["metadata"], "creationTimestamp"));
+    }
 }
 
 pub(super) fn validate(object: &Value, old: Option<&Value>) -> Vec<FieldError> {

@@ -360,6 +360,17 @@ fn an_update_of_a_definition_keeps_identity_status_and_stored_versions() {
 }
 
 #[test]
+fn an_update_of_a_definition_that_is_being_deleted_keeps_saying_so() {
+    let (mut old, _) = created(Core::Definition, definition());
+    old["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let conditions = json!([{"type": "Terminating", "status": "True", "reason": "InstanceDeletionInProgress"}]);
+    old["status"]["conditions"] = conditions.clone();
+    let mut new = definition();
+    prepare_update(Core::Definition, &mut new, &old);
+    assert_eq!(new["status"]["conditions"], conditions);
+}
+
+#[test]
 fn a_group_of_the_kubernetes_project_wants_approval() {
     let mut object = definition();
     object["spec"]["group"] = json!("things.k8s.io");
