@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Config as ControllerConfig;
@@ -181,10 +181,19 @@ impl Agent {
         let api: Api<VirtualMachine> = Api::all(self.cx.client.clone());
         let (reader, writer) = reflector::store();
         let watch = WatchConfig::default().fields(&format!("spec.nodeName={}", self.cx.node));
+        // Not `Store::wait_until_ready`: of those who wait for one store, kube 5.0 wakes only the last, and the
+        // controller waits as well.
+        let listed = CancellationToken::new();
+        let complete = listed.clone();
         let stream = watcher(api, watch)
             .default_backoff()
             .modify(|vm| vm.managed_fields_mut().clear())
             .reflect(writer)
+            .inspect_ok(move |event| {
+                if matches!(event, watcher::Event::InitDone) {
+                    complete.cancel();
+                }
+            })
             .applied_objects()
             .predicate_filter(generation.combine(finalizers), Default::default());
         let wakes = futures::stream::select(ReceiverStream::new(artifact_wakes), ReceiverStream::new(machine_wakes));
@@ -201,7 +210,10 @@ impl Agent {
         let (back, returned) = mpsc::channel(1);
         let images = reader.clone();
         let kernels = reader.clone();
-        let known = reader.clone();
+        let known = housekeeping::Known {
+            vms: reader.clone(),
+            listed,
+        };
         let controller = Controller::for_stream(stream, reader)
             .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
             .watches(

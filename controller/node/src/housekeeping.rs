@@ -81,17 +81,19 @@ pub fn told(removed: &[Cached]) -> Option<String> {
     ))
 }
 
-/// Keeps the disk tidy until `shutdown`. `vms` is the store of the watch, which is waited for first.
-pub async fn run(
-    cx: &Context,
-    vms: Store<VirtualMachine>,
-    dir: &Path,
-    keep_unused: Duration,
-    shutdown: CancellationToken,
-) {
+/// The VMs of this node as the API tells them.
+pub struct Known {
+    /// The store of the watch.
+    pub vms: Store<VirtualMachine>,
+    /// Cancelled once the store holds all of them.
+    pub listed: CancellationToken,
+}
+
+/// Keeps the disk tidy until `shutdown`, from when all VMs are known.
+pub async fn run(cx: &Context, known: Known, dir: &Path, keep_unused: Duration, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => return,
-        ready = vms.wait_until_ready() => if ready.is_err() { return },
+        () = known.listed.cancelled() => {}
     }
     let policy = policy(keep_unused);
     let mut looks = 0_u32;
@@ -100,7 +102,7 @@ pub async fn run(
             Ok(space) => {
                 *cx.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(condition(dir, space, &policy));
                 if looks.is_multiple_of(TIDY) || policy.wanted(space) > 0 {
-                    unpin_stale(cx, &vms).await;
+                    unpin_stale(cx, &known.vms).await;
                     collect(cx, policy.clone()).await;
                 }
             }

@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::catalogue::{Class, Scenario};
-use crate::cx::Cx;
-use crate::report;
+use crate::cx::{Cx, script};
 use crate::world::World;
+use crate::{report, vm};
 
 /// No scenario may take longer, whatever it does.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(480);
@@ -23,6 +23,7 @@ struct Finished {
 
 /// Runs them and prints how they end. Whether all passed.
 pub async fn run(world: &Arc<World>, scenarios: Vec<Scenario>) -> Result<bool> {
+    warm_up(world).await.context("the first machine, before any scenario")?;
     let start = Instant::now();
     let (parallel, global): (Vec<_>, Vec<_>) = scenarios.into_iter().partition(|s| s.class == Class::Parallel);
     let slots = Arc::new(Semaphore::new(usize::from(world.settings.jobs)));
@@ -59,6 +60,18 @@ pub async fn run(world: &Arc<World>, scenarios: Vec<Scenario>) -> Result<bool> {
     }
     println!("output: {}", world.settings.output.display());
     Ok(failed.is_empty())
+}
+
+/// Runs one machine to its end, so that no scenario waits for the pull of what all of them share.
+async fn warm_up(world: &Arc<World>) -> Result<()> {
+    let start = Instant::now();
+    let cx = Cx::new(world.clone(), "warm-up").await?;
+    cx.guest().await?;
+    cx.machine("first", script("guest", "exit 0")).await?;
+    cx.until("first", "it has completed", |vm| vm::completed(vm, 0)).await?;
+    cx.clean_up().await?;
+    println!("warm {:<28}{:6.1} s", "", start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 async fn one(world: &Arc<World>, scenario: Scenario) -> Finished {

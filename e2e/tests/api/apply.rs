@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         server_side_apply_after_client_side_apply_migrates,
         server_side_apply_removes_what_left_the_manifest,
         create_twice_says_already_exists,
+        an_unknown_kind_is_named_as_the_cause,
         an_unknown_field_is_refused,
         a_value_outside_the_schema_is_refused_with_its_field,
         a_missing_required_field_is_refused,
@@ -173,6 +174,24 @@ async fn create_twice_says_already_exists(cx: Cx) -> Result<()> {
         &complaint,
         &["(AlreadyExists)", "widgets.suite.example.org \"a\" already exists"],
     )
+}
+
+async fn an_unknown_kind_is_named_as_the_cause(cx: Cx) -> Result<()> {
+    for (version, kind) in [
+        ("suite.example.org/v1", "Gadget"),
+        ("suite.example.org/v2", "Widget"),
+        ("nobody.example.org/v1", "Widget"),
+    ] {
+        let text = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}}).to_string();
+        for arguments in [["apply", "-f", "-"], ["create", "-f", "-"]] {
+            let said = cx.kubectl.fails(&arguments, &text).await?;
+            let cause = format!("no matches for kind \"{kind}\" in version \"{version}\"");
+            ensure!(said.contains(&cause), "{version} {kind}: {said}");
+        }
+    }
+    let document: serde_json::Value = serde_json::from_str(&cx.kubectl.ok(&["get", "--raw", "/openapi/v2"]).await?)?;
+    ensure!(document["swagger"] == "2.0" && document["paths"].is_object());
+    Ok(())
 }
 
 async fn an_unknown_field_is_refused(cx: Cx) -> Result<()> {
