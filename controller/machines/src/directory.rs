@@ -19,6 +19,10 @@ use crate::durable;
 pub const MONITOR: &str = "monitor.sock";
 /// The socket of the guest's control port.
 pub const CONTROL: &str = "control.sock";
+/// The socket of the interactive console.
+pub const TERMINAL: &str = "console.sock";
+/// Held by the process that uses the interactive console.
+pub const TERMINAL_LOCK: &str = "console.lock";
 /// The overlay of the root disk.
 pub const OVERLAY: &str = "root.qcow2";
 /// Initrd and configuration of the latest run. Holds secrets.

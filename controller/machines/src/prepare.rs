@@ -9,7 +9,7 @@ use std::path::Path;
 use vmlet_init::config::MAX_CONFIG;
 use vmlet_init::cpio::{config_cpio, pad4};
 
-use crate::directory::{CONTROL, INITRD, MONITOR, MachineDir, OVERLAY, VMM_LOG};
+use crate::directory::{CONTROL, INITRD, MONITOR, MachineDir, OVERLAY, TERMINAL, VMM_LOG};
 use crate::durable;
 use crate::observation::DiskInfo;
 use crate::process::number;
@@ -135,7 +135,7 @@ pub fn prepare(
         .map(|path| open("modules disk", path))
         .transpose()?;
     let listen = |name| dir.listen(name).map_err(file_error("socket", &dir.file(name)));
-    let (monitor, control) = (listen(MONITOR)?, listen(CONTROL)?);
+    let (monitor, control, terminal) = (listen(MONITOR)?, listen(CONTROL)?, listen(TERMINAL)?);
     let output = OpenOptions::new()
         .create(true)
         .append(true)
@@ -151,10 +151,11 @@ pub fn prepare(
         modules: modules.as_ref().map(number),
         monitor: number(&monitor),
         control: number(&control),
+        terminal: number(&terminal),
     };
     let mut inherited: Vec<OwnedFd> = vec![kernel.into(), initrd.into(), overlay.into(), base.into()];
     inherited.extend(modules.map(OwnedFd::from));
-    inherited.extend([OwnedFd::from(monitor), OwnedFd::from(control)]);
+    inherited.extend([monitor, control, terminal].map(OwnedFd::from));
     let mut pinned = vec![spec.base.clone(), spec.kernel.clone()];
     pinned.extend(spec.modules_disk.clone());
     Ok(Prepared {

@@ -118,8 +118,8 @@ impl Machine {
     }
 
     async fn link_broken(&mut self, error: &QmpError) {
-        // It quits, as it was told to.
-        if self.quit_by.is_some() {
+        // It quits, as it was told to, or has been killed: its end is about to be seen.
+        if self.quit_by.is_some() || self.kill_sent {
             self.link = Link::None;
             return;
         }

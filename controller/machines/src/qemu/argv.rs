@@ -6,7 +6,7 @@
 
 use std::os::fd::RawFd;
 
-use vmlet_init::channel::{CONTROL_PORT, EXIT_PORT, READY_PORT};
+use vmlet_init::channel::{CONSOLE_PORT, CONTROL_PORT, EXIT_PORT, READY_PORT};
 
 /// Bytes of console that QEMU keeps for an agent that is away.
 pub const CONSOLE_RING: u64 = 1 << 20;
@@ -14,6 +14,8 @@ pub const CONSOLE_RING: u64 = 1 << 20;
 pub const EXIT_RING: u64 = 4096;
 /// The chardev behind the console.
 pub const CONSOLE: &str = "console";
+/// The chardev behind the interactive console.
+pub const TERMINAL: &str = "terminal";
 /// The chardev behind the port of exit records.
 pub const EXIT: &str = "exit";
 /// The chardev and the device of the port that the guest holds open while it is ready.
@@ -63,6 +65,8 @@ pub struct Descriptors {
     pub monitor: RawFd,
     /// Listening socket of the guest's control port.
     pub control: RawFd,
+    /// Listening socket of the interactive console.
+    pub terminal: RawFd,
 }
 
 /// What the command line says, apart from descriptors.
@@ -151,6 +155,16 @@ pub fn arguments(line: &Line<'_>, fds: &Descriptors) -> Vec<String> {
     }
 
     argv.pair("-device", "virtio-serial-pci,max_ports=4");
+    // The guest's /dev/hvc0, first so that it is there before the ports of the channel have names. Without a
+    // client QEMU drops what is written to it: unlike a port, a console never blocks its writer.
+    argv.pair(
+        "-chardev",
+        format!("socket,id={TERMINAL},fd={},server=on,wait=off", fds.terminal),
+    );
+    argv.pair(
+        "-device",
+        format!("virtconsole,chardev={TERMINAL},id={TERMINAL},name={CONSOLE_PORT}"),
+    );
     argv.pair("-chardev", format!("null,id={READY}"));
     argv.pair("-device", port(READY, READY_PORT));
     argv.pair("-chardev", ring(EXIT, EXIT_RING));
@@ -234,6 +248,7 @@ mod tests {
         modules: None,
         monitor: 14,
         control: 15,
+        terminal: 17,
     };
 
     fn line(args: &[String]) -> Line<'_> {

@@ -306,8 +306,17 @@ impl Agent {
     }
 
     pub async fn delete(&mut self, uid: &str) {
+        let lost = |seen: &Observation| matches!(seen.phase, Phase::Unmanageable { .. });
+        let was_lost = self.machines.observe(uid).is_some_and(|seen| lost(&seen));
         self.apply(uid, delete(0.0));
-        self.wait(uid, "deleted", |seen| seen.phase == Phase::Deleted).await;
+        self.wait(uid, "deleted", |seen| {
+            assert!(
+                was_lost || !lost(seen),
+                "nobody talks to a VMM that is being killed: {seen:#?}"
+            );
+            seen.phase == Phase::Deleted
+        })
+        .await;
     }
 }
 
