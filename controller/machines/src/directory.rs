@@ -99,6 +99,18 @@ impl MachineDir {
     /// # Errors
     /// It is gone, is no socket, or nobody listens.
     pub async fn connect(&self, name: &str) -> io::Result<UnixStream> {
+        let dir = self.socket(name)?;
+        UnixStream::connect(short(&dir, name)).await
+    }
+
+    /// The same for a caller that may block.
+    pub fn connect_blocking(&self, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+        let dir = self.socket(name)?;
+        std::os::unix::net::UnixStream::connect(short(&dir, name))
+    }
+
+    /// The directory, opened, in which a socket of this name lies.
+    fn socket(&self, name: &str) -> io::Result<File> {
         let kind = self.file(name).symlink_metadata()?.file_type();
         if !kind.is_socket() {
             return Err(io::Error::new(
@@ -106,8 +118,7 @@ impl MachineDir {
                 format!("{} is not a socket", self.file(name).display()),
             ));
         }
-        let dir = File::open(&self.path)?;
-        UnixStream::connect(short(&dir, name)).await
+        File::open(&self.path)
     }
 }
 

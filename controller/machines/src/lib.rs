@@ -22,6 +22,7 @@ mod process;
 mod qemu;
 mod record;
 mod spec;
+mod terminal;
 
 pub use console::ConsoleChunk;
 pub use host::Config;
@@ -30,6 +31,7 @@ pub use observation::{DiskInfo, Observation, Phase, PortStatus, Termination, Ter
 pub use probe::{AcceleratorChoice, Finding, HostFacts, Level, Qemu, probe};
 pub use qemu::argv::Accelerator;
 pub use spec::{Goal, MachineSpec, PortForward, Protocol};
+pub use terminal::{Terminal, TerminalError};
 pub use vmlet_init::channel::ChosenInit;
 
 pub mod initrd;

@@ -3,12 +3,13 @@
 
 mod kit;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use kit::{Kit, pid, signal, stop, uid};
 use vmlet_init::config::{Content, EnvVar, GuestFile};
-use vmlet_machines::{Goal, MachineSpec, Phase, TerminationReason as Reason};
+use vmlet_machines::{Goal, MachineSpec, Phase, Terminal, TerminalError, TerminationReason as Reason};
 
 fn words(list: &[&str]) -> Vec<String> {
     list.iter().map(|word| (*word).to_owned()).collect()
@@ -381,4 +382,74 @@ async fn a_stop_during_the_boot_waits_for_the_guest_to_hear_it() {
     agent.expect_end(&uid, 1, Reason::Stopped).await;
     assert!(begun.elapsed() < Duration::from_secs(59));
     agent.delete(&uid).await;
+}
+
+/// Types `line` and reads until the guest has said `until`.
+fn type_in(terminal: &mut Terminal, line: &str, until: &str) -> String {
+    let stream = &mut terminal.stream;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(120)))
+        .expect("a socket");
+    stream.write_all(format!("{line}\n").as_bytes()).expect("types");
+    let (mut said, mut buffer) = (String::new(), [0u8; 512]);
+    while !said.contains(until) {
+        let count = stream.read(&mut buffer).expect("the guest answers");
+        assert_ne!(count, 0, "the console ended; it said: {said}");
+        said += &String::from_utf8_lossy(&buffer[..count]);
+    }
+    said
+}
+
+#[tokio::test]
+async fn the_interactive_console_has_a_shell_that_holds_up_no_stop() {
+    let Some(kit) = Kit::linux() else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let dir = kit.config().dir;
+    agent.apply(&uid, kit.run(1, "echo the log >/dev/console; sleep 1000"));
+    agent.wait_ready(&uid, 1).await;
+    let mut terminal = Terminal::open(&dir, &uid).expect("opens");
+    // The echo of what is typed is not the answer.
+    type_in(&mut terminal, "echo pid $((40+2)) of $(busybox id -u)", "pid 42 of 0");
+    // Another shell comes after the first.
+    type_in(&mut terminal, "A=1; exit", "Press Enter");
+    type_in(&mut terminal, "echo A=[$A] on $(busybox tty)", "A=[] on /dev/hvc0");
+    assert!(matches!(Terminal::open(&dir, &uid), Err(TerminalError::Busy { .. })));
+    // A session ends and the guest does not notice; the agent goes, and the console stays.
+    drop(terminal);
+    drop(agent);
+    let mut agent = kit.open().await;
+    agent.wait_ready(&uid, 1).await;
+    let mut terminal = Terminal::open(&dir, &uid).expect("opens again");
+    type_in(&mut terminal, "echo $((6*7)) again", "42 again");
+    // Nothing of it is in the log.
+    let log = agent.wait_console(&uid, "the log").await;
+    assert!(!log.contains("again"), "{log}");
+
+    agent.apply(&uid, stop(100.0));
+    let begun = std::time::Instant::now();
+    agent.expect_end(&uid, 1, Reason::Stopped).await;
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    terminal
+        .stream
+        .read_to_end(&mut Vec::new())
+        .expect("ends with the machine");
+    drop(terminal);
+    assert!(matches!(Terminal::open(&dir, &uid), Err(TerminalError::NotRunning)));
+    agent.delete(&uid).await;
+    assert!(matches!(Terminal::open(&dir, &uid), Err(TerminalError::Absent { .. })));
+}
+
+#[tokio::test]
+async fn a_bare_shell_is_on_the_interactive_console_and_its_exit_ends_the_machine() {
+    let Some(kit) = Kit::linux() else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let mut spec = kit.spec("");
+    spec.guest.image.entrypoint = words(&["/bin/sh"]);
+    agent.apply(&uid, run(1, &spec));
+    agent.wait_ready(&uid, 1).await;
+    let mut terminal = Terminal::open(&kit.config().dir, &uid).expect("opens");
+    type_in(&mut terminal, "echo it is $((1+1))", "it is 2");
+    terminal.stream.write_all(b"exit 9\n").expect("types");
+    let end = agent.expect_end(&uid, 1, Reason::Error).await;
+    assert_eq!(end.exit_code, Some(9), "{end:?}");
 }

@@ -12,6 +12,7 @@ mod network;
 mod ports;
 mod power;
 mod prepare;
+mod terminal;
 mod uevents;
 mod workload;
 

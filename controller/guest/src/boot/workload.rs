@@ -5,10 +5,10 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{WaitOptions, WaitStatus, wait};
 use vmlet_init::channel::{ChosenInit, ExitReason, READY_PORT, signal_name};
 use vmlet_init::decide::{environment, stop_signal};
 use vmlet_init::supervise::{Effect, End, Input, Supervisor};
@@ -17,6 +17,7 @@ use vmlet_init::users::User;
 use super::control::Control;
 use super::events::{Events, Wake};
 use super::failure::{Because, Failure};
+use super::terminal::{self, Terminal};
 use super::{Guest, mounts, ports, power, uptime};
 
 /// What a workload gets when the guest itself asks for its end, in milliseconds.
@@ -33,7 +34,14 @@ pub fn run(mut guest: Guest, argv: &[String], interactive: bool, user: &User) ->
     if let Some(port) = control.port() {
         events.watch(port).because(ExitReason::InitFailed)?;
     }
-    let stop = stop_signal(&guest.config.image.stop_signal).unwrap_or(libc::SIGTERM);
+    // A shell at its prompt ignores SIGTERM.
+    let default = if interactive { libc::SIGHUP } else { libc::SIGTERM };
+    let stop = Some(guest.config.image.stop_signal.as_str()).filter(|signal| !signal.is_empty());
+    let stop = stop.and_then(stop_signal).unwrap_or(default);
+    let mut terminal = match interactive {
+        true => Terminal::None,
+        false => Terminal::open(&events),
+    };
     let mut supervisor = Supervisor::new(GRACE_INSIDE);
     let mut ended_by = None;
     loop {
@@ -43,7 +51,20 @@ pub fn run(mut guest: Guest, argv: &[String], interactive: bool, user: &User) ->
             Wake::Signals(signals) => inputs.extend(signals.into_iter().filter_map(meaning)),
             Wake::Other => {}
         }
-        inputs.extend(reap(workload, &mut ended_by));
+        let (ended, alone) = reap();
+        for (pid, status) in ended {
+            if pid != workload {
+                terminal.ended(pid, &events);
+                continue;
+            }
+            ended_by = status.terminating_signal();
+            let code = status.exit_status();
+            inputs.push(Input::Ended(code.unwrap_or_else(|| 128 + ended_by.unwrap_or_default())));
+        }
+        inputs.extend(alone.then_some(Input::NoChildren));
+        if !supervisor.stopping() {
+            terminal.serve(&guest);
+        }
         let asked = control.serve(&guest, ChosenInit::Entrypoint, supervisor.stopping());
         inputs.extend(asked.shutdown.map(|grace| Input::Shutdown { grace }));
         for effect in inputs
@@ -53,7 +74,10 @@ pub fn run(mut guest: Guest, argv: &[String], interactive: bool, user: &User) ->
         {
             match effect {
                 Effect::StopWorkload => kill(workload, stop),
-                Effect::TermAll => kill(-1, libc::SIGTERM),
+                Effect::TermAll => {
+                    terminal.hang_up();
+                    kill(-1, libc::SIGTERM);
+                }
                 Effect::KillAll => kill(-1, libc::SIGKILL),
                 Effect::Arm(milliseconds) => events.arm(milliseconds),
                 Effect::End(End::Reboot) => power::again(),
@@ -94,10 +118,10 @@ fn start(guest: &Guest, argv: &[String], interactive: bool, user: &User) -> Resu
         .env_clear()
         .envs(environment(&guest.config, &user.home))
         .current_dir(directory);
-    let console = console(interactive).map_err(|error| cannot(126, format!("console: {error}")))?;
+    let (console, path) = console(interactive).map_err(|error| cannot(126, format!("console: {error}")))?;
     if user.uid != 0 {
         // The workload may open its output again (/dev/stdout).
-        let _ = chown("/dev/console", Some(user.uid), None);
+        let _ = chown(path, Some(user.uid), None);
     }
     if interactive {
         command
@@ -121,22 +145,27 @@ fn start(guest: &Guest, argv: &[String], interactive: bool, user: &User) -> Resu
     }
 }
 
-/// The console: as a terminal by its own name, because /dev/console cannot be a controlling one.
-fn console(interactive: bool) -> io::Result<fs::File> {
-    let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    let name = active
-        .split_whitespace()
-        .next_back()
-        .filter(|_| interactive)
-        .unwrap_or("console");
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open(Path::new("/dev").join(name))
+/// The console, and its path. One to type at is the interactive one; where there is none it is the kernel's,
+/// by its own name, because /dev/console cannot be a controlling terminal.
+fn console(interactive: bool) -> io::Result<(fs::File, PathBuf)> {
+    let open = |path: PathBuf| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NOCTTY);
+        options.open(&path).map(|file| (file, path))
+    };
+    if !interactive {
+        return open("/dev/console".into());
+    }
+    open(terminal::DEVICE.into()).or_else(|_| {
+        let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+        let name = active.split_whitespace().next_back().unwrap_or("console");
+        open(Path::new("/dev").join(name))
+    })
 }
 
-fn become_workload(user: &User, interactive: bool) -> io::Result<()> {
+/// Turns a forked child into a process of `user` in a session of its own; with `interactive` its standard
+/// input becomes its controlling terminal. Calls the system only.
+pub fn become_workload(user: &User, interactive: bool) -> io::Result<()> {
     let checked = |result: libc::c_int| {
         if result == 0 {
             Ok(())
@@ -163,24 +192,14 @@ fn become_workload(user: &User, interactive: bool) -> io::Result<()> {
     }
 }
 
-/// Reaps everything that has ended; of the workload the signal is remembered.
-fn reap(workload: i32, ended_by: &mut Option<i32>) -> Vec<Input> {
-    let mut inputs = Vec::new();
+/// Reaps everything that has ended, and says whether no child is left.
+fn reap() -> (Vec<(i32, WaitStatus)>, bool) {
+    let mut ended = Vec::new();
     loop {
         match wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == workload => {
-                *ended_by = status.terminating_signal();
-                let code = status
-                    .exit_status()
-                    .unwrap_or_else(|| 128 + ended_by.unwrap_or_default());
-                inputs.push(Input::Ended(code));
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => return inputs,
-            Err(_) => {
-                inputs.push(Input::NoChildren);
-                return inputs;
-            }
+            Ok(Some((pid, status))) => ended.push((pid.as_raw_nonzero().get(), status)),
+            Ok(None) => return (ended, false),
+            Err(_) => return (ended, true),
         }
     }
 }

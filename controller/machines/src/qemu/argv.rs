@@ -6,7 +6,7 @@
 
 use std::os::fd::RawFd;
 
-use vmlet_init::channel::{CONSOLE_PORT, CONTROL_PORT, EXIT_PORT, READY_PORT};
+use vmlet_init::channel::{CONTROL_PORT, EXIT_PORT, READY_PORT};
 
 /// Bytes of console that QEMU keeps for an agent that is away.
 pub const CONSOLE_RING: u64 = 1 << 20;
@@ -161,10 +161,7 @@ pub fn arguments(line: &Line<'_>, fds: &Descriptors) -> Vec<String> {
         "-chardev",
         format!("socket,id={TERMINAL},fd={},server=on,wait=off", fds.terminal),
     );
-    argv.pair(
-        "-device",
-        format!("virtconsole,chardev={TERMINAL},id={TERMINAL},name={CONSOLE_PORT}"),
-    );
+    argv.pair("-device", format!("virtconsole,chardev={TERMINAL}"));
     argv.pair("-chardev", format!("null,id={READY}"));
     argv.pair("-device", port(READY, READY_PORT));
     argv.pair("-chardev", ring(EXIT, EXIT_RING));
