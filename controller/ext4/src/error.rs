@@ -140,12 +140,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The attributes of one inode do not fit into the inode and one block.
+    /// The attributes of one inode are too many: their names alone do not fit into the inode and one block.
     #[error(
-        "the extended attributes of one inode need {needed} bytes: ext4 keeps them in the inode and one block of {available} bytes"
+        "the names of the extended attributes of one inode need {needed} bytes: ext4 keeps them in the inode and one block of {available} bytes"
     )]
     XattrsTooLarge {
-        /// Bytes that all attributes need in a block.
+        /// Bytes that they need in a block.
         needed: usize,
         /// Bytes that a block has for them.
         available: usize,

@@ -8,11 +8,12 @@ use crate::directory::{self, Context, Entry};
 use crate::error::Error;
 use crate::extent::{self, Extent, Extents};
 use crate::groups;
-use crate::inode::{EXTENTS_FLAG, INDEX_FLAG, REGULAR, Record, device, entry_type};
+use crate::inode::{EXTENTS_FLAG, INDEX_FLAG, REGULAR, Record, VALUE_FLAG, device, entry_type};
 use crate::layout::{self, BLOCK, BLOCK64, FIRST_INODE, INODE_SIZE, INODES_PER_GROUP};
 use crate::numbering::{Numbering, number};
 use crate::summary::Summary;
 use crate::superblock::{JOURNAL_INODE, RESIZE_INODE, RESIZE_SIZE, ROOT_INODE, journal_superblock, resize_map};
+use crate::time::Encoded;
 use crate::tree::{MAX_LINKS, Node, NodeKind, Times, Tree};
 use crate::writer::Writer;
 use crate::xattr;
@@ -29,7 +30,8 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         crtime: writer.options.created.encode(),
     };
     let numbering = number(&mut tree, writer.options.created)?;
-    let inodes = u64::from(FIRST_INODE - 1) + numbering.order.len() as u64;
+    let first_value = u64::from(FIRST_INODE) + numbering.order.len() as u64;
+    let inodes = first_value - 1 + values(&tree, &numbering);
     groups::check_inodes(&writer, inodes)?;
     let inodes = inodes as u32;
     for (node, inode) in tree.nodes.iter_mut().zip(&numbering.inode_of) {
@@ -48,6 +50,8 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         numbering: &numbering,
         file_system_seed,
         directories: Vec::new(),
+        first_value: first_value as u32,
+        values: Vec::new(),
     };
     let root = pass.record(0)?;
     let mut table = Table::new(file_system_seed);
@@ -56,7 +60,10 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         let record = pass.record(*node)?;
         table.push(inode, &record, pass.writer)?;
     }
-    let directories = pass.directories;
+    for (inode, record) in (pass.first_value..).zip(&pass.values) {
+        table.push(inode, record, pass.writer)?;
+    }
+    let (directories, values) = (pass.directories, !pass.values.is_empty());
     let layout = groups::choose_layout(&mut writer, inodes)?;
 
     let map = resize_map(&layout);
@@ -89,7 +96,19 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
     let journal_block = journal_superblock(&writer.options.uuid);
     writer.output.write(layout::journal().start, &journal_block)?;
 
-    groups::write(&mut writer, layout, inodes, &directories, &journal_tree.root)
+    let inodes = groups::Inodes {
+        count: inodes,
+        directories: &directories,
+        values,
+    };
+    groups::write(&mut writer, layout, inodes, &journal_tree.root)
+}
+
+/// How many values of extended attributes need an inode of their own.
+fn values(tree: &Tree, numbering: &Numbering) -> u64 {
+    let nodes = std::iter::once(tree.root().0).chain(numbering.order.iter().copied());
+    let xattrs = nodes.filter_map(|node| tree.nodes[node as usize].xattrs.as_ref());
+    xattrs.map(|xattrs| xattr::apart(xattrs).len() as u64).sum()
 }
 
 fn hash_seed(bytes: &[u8; 16]) -> [u32; 4] {
@@ -108,6 +127,7 @@ fn internal(times: Times) -> Record {
         size: 0,
         blocks: 0,
         flags: 0,
+        version: 0,
         block: [0; 60],
         xattr_block: 0,
         xattrs: [0; xattr::IN_INODE],
@@ -123,6 +143,10 @@ struct Pass<'a> {
     hash_seed: [u32; 4],
     /// Directories of each group.
     directories: Vec<u32>,
+    /// The inode of the first of the following.
+    first_value: u32,
+    /// Values of extended attributes that have an inode of their own.
+    values: Vec<Record>,
 }
 
 impl Pass<'_> {
@@ -242,12 +266,44 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Stores the value of an extended attribute. Its inode says the checksum of the value in place of an access time, and
+    /// how many share it in place of a version (here always one).
+    fn value(&mut self, inode: u32, value: &[u8]) -> Result<Record, Error> {
+        let created = self.writer.options.created.encode();
+        let sum = Encoded {
+            seconds: xattr::value_sum(value, self.file_system_seed),
+            extra: 0,
+        };
+        let mut record = Record {
+            size: value.len() as u64,
+            flags: VALUE_FLAG,
+            version: 1,
+            ..internal(Times {
+                atime: sum,
+                mtime: created,
+                ctime: Encoded::default(),
+                crtime: created,
+            })
+        };
+        let mut blocks = value.to_vec();
+        blocks.resize(blocks.len().next_multiple_of(BLOCK), 0);
+        self.store(&mut record, inode, &blocks)?;
+        Ok(record)
+    }
+
     /// Places the extended attributes of a node.
     fn attributes(&mut self, record: &mut Record, node: &Node) -> Result<(), Error> {
         let Some(xattrs) = &node.xattrs else {
             return Ok(());
         };
-        let (inside, block) = xattr::encode(xattrs);
+        let first = self.first_value + self.values.len() as u32;
+        let (inside, block) = xattr::encode(xattrs, first, self.file_system_seed);
+        for (inode, xattr) in (first..).zip(xattr::apart(xattrs)) {
+            // What a value takes is on the account of the inode that it belongs to.
+            record.blocks += xattr.value().len().div_ceil(BLOCK) as u64;
+            let value = self.value(inode, xattr.value())?;
+            self.values.push(value);
+        }
         record.xattrs = inside;
         if let Some(mut block) = block {
             let place = self.writer.metadata_block()?;

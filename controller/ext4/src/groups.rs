@@ -60,14 +60,28 @@ fn smallest(writer: &Writer, most: Layout, inodes: u32, free: FreeSpace) -> Opti
     None
 }
 
+/// The inodes of an image.
+pub(crate) struct Inodes<'a> {
+    /// Those in use, the reserved ones among them.
+    pub(crate) count: u32,
+    /// How many of each group are directories.
+    pub(crate) directories: &'a [u32],
+    /// Whether some hold the value of an extended attribute.
+    pub(crate) values: bool,
+}
+
 /// Writes everything that describes groups, punches what was discarded, and makes the file durable.
 pub(crate) fn write(
     writer: &mut Writer,
     layout: Layout,
-    inodes: u32,
-    directories: &[u32],
+    inodes: Inodes<'_>,
     journal_map: &[u8; 60],
 ) -> Result<Summary, Error> {
+    let Inodes {
+        count: inodes,
+        directories,
+        values,
+    } = inodes;
     let seed = file_system_seed(&writer.options.uuid);
     let returned: Vec<_> = writer.allocator.returned().cloned().collect();
     for range in &returned {
@@ -128,6 +142,7 @@ pub(crate) fn write(
     let totals = Totals {
         free_blocks,
         free_inodes: layout.groups() * INODES_PER_GROUP - inodes,
+        value_inodes: values,
     };
     for group in std::iter::once(0).chain(layout.backups()) {
         let start = layout.group(group).start;

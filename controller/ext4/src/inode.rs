@@ -10,6 +10,9 @@ pub(crate) const EXTENTS_FLAG: u32 = 0x8_0000;
 /// The directory begins with an index.
 pub(crate) const INDEX_FLAG: u32 = 0x1000;
 
+/// The inode holds the value of an extended attribute.
+pub(crate) const VALUE_FLAG: u32 = 0x20_0000;
+
 /// File type bits of a regular file.
 pub(crate) const REGULAR: u16 = 0x8000;
 
@@ -29,6 +32,8 @@ pub(crate) struct Record {
     /// 4 KiB blocks that it owns, those of its extent tree and attributes among them.
     pub(crate) blocks: u64,
     pub(crate) flags: u32,
+    /// Version of the inode; for the value of an extended attribute, the inodes that share it.
+    pub(crate) version: u32,
     /// Extent tree, symlink target or device number.
     pub(crate) block: [u8; 60],
     /// Block of extended attributes, or 0.
@@ -49,6 +54,7 @@ impl Record {
             size: 0,
             blocks: 0,
             flags: 0,
+            version: 0,
             block: [0; 60],
             xattr_block: 0,
             xattrs: [0; IN_INODE],
@@ -75,6 +81,7 @@ impl Record {
         put(0x1a, &self.links.to_le_bytes());
         put(0x1c, &(sectors as u32).to_le_bytes());
         put(0x20, &self.flags.to_le_bytes());
+        put(0x24, &self.version.to_le_bytes());
         put(0x28, &self.block);
         put(0x68, &self.xattr_block.to_le_bytes());
         put(0x6c, &((self.size >> 32) as u32).to_le_bytes());

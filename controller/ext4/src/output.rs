@@ -22,6 +22,8 @@ pub(crate) struct Output {
     gathered: Vec<u8>,
     /// Block at which they begin.
     start: u32,
+    /// Whether the image is whole and durable.
+    complete: bool,
 }
 
 impl Output {
@@ -30,6 +32,7 @@ impl Output {
             file,
             gathered: Vec::new(),
             start: 0,
+            complete: false,
         }
     }
 
@@ -100,6 +103,17 @@ impl Output {
     /// Makes everything durable.
     pub(crate) fn sync(&mut self) -> Result<(), Error> {
         self.flush()?;
-        self.file.sync_all().map_err(Error::io("sync"))
+        self.file.sync_all().map_err(Error::io("sync"))?;
+        self.complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.complete {
+            // Half an image takes no space, and nothing takes it for a whole one.
+            let _ = self.file.set_len(0);
+        }
     }
 }

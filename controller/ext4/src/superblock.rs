@@ -21,6 +21,8 @@ pub(crate) const JOURNAL_INODE: u32 = 8;
 const COMPATIBLE: u32 = 0x4 | 0x8 | 0x10 | 0x20;
 /// filetype, extents, 64bit, flex_bg, metadata_csum_seed.
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80 | 0x200 | 0x2000;
+/// ea_inode, of which only images with large extended attributes make use.
+const VALUE_INODES: u32 = 0x400;
 /// sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
 const READ_ONLY_COMPATIBLE: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 
@@ -29,6 +31,8 @@ const READ_ONLY_COMPATIBLE: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 pub(crate) struct Totals {
     pub(crate) free_blocks: u64,
     pub(crate) free_inodes: u32,
+    /// Whether values of extended attributes have inodes of their own.
+    pub(crate) value_inodes: bool,
 }
 
 /// The superblock as group `group` carries it.
@@ -69,7 +73,8 @@ pub(crate) fn superblock(
     put(0x58, &(INODE_SIZE as u16).to_le_bytes());
     put(0x5a, &(group as u16).to_le_bytes());
     put(0x5c, &COMPATIBLE.to_le_bytes());
-    put(0x60, &INCOMPATIBLE.to_le_bytes());
+    let incompatible = INCOMPATIBLE | if totals.value_inodes { VALUE_INODES } else { 0 };
+    put(0x60, &incompatible.to_le_bytes());
     put(0x64, &READ_ONLY_COMPATIBLE.to_le_bytes());
     put(0x68, &options.uuid);
     put(0x78, &options.label);

@@ -17,7 +17,8 @@ const MAX_FILE: u64 = (u32::MAX as u64) * BLOCK64;
 
 /// Writes one image. Data first, in any order; the tree that names it at the end.
 ///
-/// Memory does not grow with the data. Nothing that was written is read again.
+/// Memory does not grow with the data. Nothing that was written is read again. A writer that is dropped, or that fails to
+/// finish, leaves an empty file.
 #[derive(Debug)]
 pub struct Writer {
     pub(crate) options: Options,
@@ -86,7 +87,7 @@ impl Writer {
     /// Contents that no name in the tree reaches are discarded.
     ///
     /// # Errors
-    /// Duplicate names, content that does not fit, or an I/O error. The file is then not a file system.
+    /// Duplicate names, content that does not fit, or an I/O error. The file is then empty.
     pub fn finish(self, tree: Tree) -> Result<Summary, Error> {
         finish::finish(self, tree)
     }

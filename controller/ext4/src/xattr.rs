@@ -1,4 +1,5 @@
-//! Extended attributes: in the space behind an inode, and what finds no room there in one block.
+//! Extended attributes: in the space behind an inode, and what finds no room there in one block. Values for which the
+//! block is too small get an inode each (the `ea_inode` feature), the largest first.
 
 use crate::acl;
 use crate::checksum::crc;
@@ -17,6 +18,9 @@ const END: usize = 4;
 /// Room for entries and values in a block.
 const IN_BLOCK: usize = BLOCK - BLOCK_HEADER - END;
 const ENTRY: usize = 16;
+
+/// Longest value: Linux gives and takes no longer one (XATTR_SIZE_MAX).
+pub const MAX_VALUE: usize = 65_536;
 
 const ACCESS: u8 = 2;
 const DEFAULT: u8 = 3;
@@ -70,6 +74,9 @@ impl Xattr {
             return Err(bad("it has a NUL byte"));
         }
         let length = u8::try_from(rest.len()).map_err(|_| bad("it is longer than 255 bytes"))?;
+        if value.len() > MAX_VALUE {
+            return Err(bad("its value is longer than 65536 bytes, the most that Linux has"));
+        }
         Ok(Some(Xattr {
             index,
             length,
@@ -86,13 +93,22 @@ impl Xattr {
         self.entry_size() + self.value.len().next_multiple_of(4)
     }
 
+    pub(crate) fn value(&self) -> &[u8] {
+        &self.value
+    }
+
     /// The hash over name and value that readers of a block compare.
     fn hash(&self) -> u32 {
+        self.hash_with(&self.value)
+    }
+
+    /// The hash over the name and these bytes.
+    fn hash_with(&self, value: &[u8]) -> u32 {
         let by_name = self
             .name
             .iter()
             .fold(0u32, |hash, byte| hash.rotate_left(5) ^ u32::from(*byte));
-        self.value.chunks(4).fold(by_name, |hash, chunk| {
+        value.chunks(4).fold(by_name, |hash, chunk| {
             let mut word = [0; 4];
             word[..chunk.len()].copy_from_slice(chunk);
             hash.rotate_left(16) ^ u32::from_le_bytes(word)
@@ -121,46 +137,127 @@ pub(crate) fn take_in(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<
             reason: "it is given twice",
         });
     }
-    let (_, outside) = split(&taken);
-    let needed = outside.iter().map(|xattr| xattr.size()).sum();
-    if needed > IN_BLOCK {
-        return Err(Error::XattrsTooLarge {
-            needed,
-            available: IN_BLOCK,
-        });
-    }
+    // Even without any value the entries may be too many.
+    Plan::of(&taken).map_err(|needed| Error::XattrsTooLarge {
+        needed,
+        available: IN_BLOCK,
+    })?;
     Ok(Some(Box::new(taken)))
 }
 
-/// Which attributes go into the inode, and which into the block. Both parts stay sorted.
-fn split(xattrs: &[Xattr]) -> (Vec<&Xattr>, Vec<&Xattr>) {
-    let mut left = IN_INODE - INODE_HEADER - END;
-    xattrs.iter().partition(|xattr| {
-        let fits = xattr.size() <= left;
-        if fits {
-            left -= xattr.size();
-        }
-        fits
-    })
+/// Where each of the sorted attributes of an inode goes.
+struct Plan {
+    places: Vec<Place>,
+    /// Those whose value has an inode of its own.
+    apart: Vec<bool>,
 }
 
-/// The bytes behind an inode, and the block if there is one (its checksum is still to be set).
-pub(crate) fn encode(xattrs: &[Xattr]) -> ([u8; IN_INODE], Option<Vec<u8>>) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Inode,
+    Block,
+}
+
+impl Plan {
+    /// Attributes go into the inode as long as they fit, then into the block; while that is too small, the largest value
+    /// gets an inode of its own. Fails with the bytes that the block would need in the end.
+    fn of(xattrs: &[Xattr]) -> Result<Plan, usize> {
+        let mut apart = vec![false; xattrs.len()];
+        loop {
+            let mut left = IN_INODE - INODE_HEADER - END;
+            let mut needed = 0;
+            let mut place = |(xattr, apart): (&Xattr, &bool)| {
+                if *apart {
+                    // Never in the inode: e2fsck takes a short symlink that owns blocks and has no attribute block for
+                    // one whose target lies in these blocks.
+                    needed += xattr.entry_size();
+                    return Place::Block;
+                }
+                if xattr.size() <= left {
+                    left -= xattr.size();
+                    return Place::Inode;
+                }
+                needed += xattr.size();
+                Place::Block
+            };
+            let places = xattrs.iter().zip(&apart).map(&mut place).collect();
+            if needed <= IN_BLOCK {
+                return Ok(Plan { places, apart });
+            }
+            let values = xattrs.iter().map(|xattr| xattr.value.len()).enumerate();
+            // The first of the largest: `max_by_key` alone would take the last.
+            let largest = values.rev().filter(|(at, length)| !apart[*at] && *length > 0);
+            match largest.max_by_key(|(_, length)| *length) {
+                Some((at, _)) => apart[at] = true,
+                None => return Err(needed),
+            }
+        }
+    }
+}
+
+/// Attributes whose values need an inode each, in their order.
+pub(crate) fn apart(xattrs: &[Xattr]) -> Vec<&Xattr> {
+    let apart = Plan::of(xattrs).map(|plan| plan.apart).unwrap_or_default();
+    let pairs = xattrs.iter().zip(apart);
+    pairs.filter(|(_, apart)| *apart).map(|(xattr, _)| xattr).collect()
+}
+
+/// An attribute as it is laid out: its value, or the inode that has it.
+struct Placed<'a> {
+    xattr: &'a Xattr,
+    value: &'a [u8],
+    /// 0 without one.
+    inode: u32,
+    hash: u32,
+}
+
+/// The bytes behind an inode, and the block if there is one (its checksum is still to be set). Values that have an inode
+/// of their own are in those from `first_value` on, in the order of [`apart`].
+pub(crate) fn encode(xattrs: &[Xattr], first_value: u32, file_system_seed: u32) -> ([u8; IN_INODE], Option<Vec<u8>>) {
     let mut space = [0; IN_INODE];
-    let (inside, outside) = split(xattrs);
+    // That there is a plan was seen when the attributes were taken in.
+    let Ok(plan) = Plan::of(xattrs) else {
+        return (space, None);
+    };
+    let mut next = first_value;
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for ((xattr, apart), place) in xattrs.iter().zip(&plan.apart).zip(&plan.places) {
+        let placed = if *apart {
+            let inode = next;
+            next += 1;
+            let sum = value_sum(&xattr.value, file_system_seed).to_le_bytes();
+            Placed {
+                xattr,
+                value: &[],
+                inode,
+                hash: xattr.hash_with(&sum),
+            }
+        } else {
+            Placed {
+                xattr,
+                value: &xattr.value,
+                inode: 0,
+                hash: xattr.hash(),
+            }
+        };
+        match place {
+            Place::Inode => inside.push(placed),
+            Place::Block => outside.push(placed),
+        }
+    }
     if !inside.is_empty() {
         space[..4].copy_from_slice(&MAGIC.to_le_bytes());
         // In the inode, offsets of values count from the first entry.
-        place(&mut space[INODE_HEADER..], 0, &inside);
+        lay_out(&mut space[INODE_HEADER..], 0, &inside);
     }
     if outside.is_empty() {
         return (space, None);
     }
     let mut block = vec![0; BLOCK];
-    place(&mut block, BLOCK_HEADER, &outside);
+    lay_out(&mut block, BLOCK_HEADER, &outside);
     let together = outside
         .iter()
-        .fold(0u32, |hash, xattr| hash.rotate_left(16) ^ xattr.hash());
+        .fold(0u32, |hash, placed| hash.rotate_left(16) ^ placed.hash);
     for (offset, word) in [(0, MAGIC), (4, 1), (8, 1), (12, together)] {
         block[offset..offset + 4].copy_from_slice(&word.to_le_bytes());
     }
@@ -168,11 +265,11 @@ pub(crate) fn encode(xattrs: &[Xattr]) -> ([u8; IN_INODE], Option<Vec<u8>>) {
 }
 
 /// Writes entries from `first` on and their values from the end backwards.
-fn place(space: &mut [u8], first: usize, xattrs: &[&Xattr]) {
+fn lay_out(space: &mut [u8], first: usize, xattrs: &[Placed]) {
     let mut entry = first;
     let mut end = space.len();
-    for xattr in xattrs {
-        let value = &xattr.value;
+    for placed in xattrs {
+        let Placed { xattr, value, .. } = placed;
         let mut offset = 0;
         if !value.is_empty() {
             end -= value.len().next_multiple_of(4);
@@ -182,11 +279,17 @@ fn place(space: &mut [u8], first: usize, xattrs: &[&Xattr]) {
         space[entry] = xattr.length;
         space[entry + 1] = xattr.index;
         space[entry + 2..entry + 4].copy_from_slice(&(offset as u16).to_le_bytes());
-        space[entry + 8..entry + 12].copy_from_slice(&(value.len() as u32).to_le_bytes());
-        space[entry + 12..entry + 16].copy_from_slice(&xattr.hash().to_le_bytes());
+        space[entry + 4..entry + 8].copy_from_slice(&placed.inode.to_le_bytes());
+        space[entry + 8..entry + 12].copy_from_slice(&(xattr.value.len() as u32).to_le_bytes());
+        space[entry + 12..entry + 16].copy_from_slice(&placed.hash.to_le_bytes());
         space[entry + ENTRY..entry + ENTRY + xattr.name.len()].copy_from_slice(&xattr.name);
         entry += xattr.entry_size();
     }
+}
+
+/// Checksum of a value that has an inode of its own.
+pub(crate) fn value_sum(value: &[u8], file_system_seed: u32) -> u32 {
+    crc(file_system_seed, value)
 }
 
 /// Sets the checksum of an attribute block that will lie at `place`.

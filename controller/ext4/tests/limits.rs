@@ -3,6 +3,10 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use common::reader::Image;
 use common::*;
 use tempfile::NamedTempFile;
 use vmlet_ext4::{Error, FreeSpace, Inode, Kind, NodeId, Options, Size, Tree, Writer};
@@ -222,8 +226,8 @@ fn attributes_that_ext4_cannot_hold_are_refused() {
         let error = refused(name, b"value");
         assert!(matches!(error, Error::BadXattr { .. }), "{error}");
     }
-    let error = refused(b"user.big", &[1; 4096]);
-    assert!(matches!(error, Error::XattrsTooLarge { .. }), "{error}");
+    let error = refused(b"user.big", &[1; 65_537]);
+    assert!(matches!(error, Error::BadXattr { .. }), "{error}");
     let error = refused(b"system.posix_acl_access", b"nonsense");
     assert!(matches!(error, Error::BadAcl { .. }), "{error}");
     let error = refused(b"system.posix_acl_default", &[2, 0, 0, 0]);
@@ -244,22 +248,144 @@ fn a_file_named_lost_found_is_refused_and_a_directory_kept() {
 }
 
 #[test]
-fn wide_directories_and_deep_trees_are_clean() {
+fn large_attributes_get_inodes_of_their_own_and_names_fill_one_block() {
+    let named = |count: usize, value: &[u8]| {
+        let (file, writer) = image(Size::Fixed(256 * MIB));
+        let mut tree = Tree::new(attributes(0o755));
+        let xattrs = (0..count).map(|n| (format!("user.{n:011}").into_bytes(), value.to_vec()));
+        let xattrs: Vec<_> = xattrs.collect();
+        let inode = Inode {
+            kind: Kind::Directory,
+            attributes: attributes(0o755),
+            xattrs: xattrs.clone(),
+        };
+        let node = tree.add(inode)?;
+        tree.link(NodeId::ROOT, b"d", node)?;
+        finish(&file, writer, tree);
+        let found = Image::open(file.path()).tree().remove(&b"/d"[..]).unwrap().xattrs;
+        assert_eq!(found, xattrs.into_iter().collect());
+        Ok::<_, Error>(features(&file) & 0x400 != 0)
+    };
+    // An entry with such a name takes 28 bytes: 145 fit into a block. Two small ones have room in the inode.
+    assert!(!named(2, b"abc").unwrap());
+    assert!(named(3, &[7; 65_536]).unwrap());
+    assert!(named(145, &[9; 5000]).unwrap());
+    let error = named(146, &[9; 5000]).unwrap_err();
+    assert!(matches!(error, Error::XattrsTooLarge { .. }), "{error}");
+    // What fits into one block needs no feature that others do not need.
+    assert!(!named(1, &[5; 4032]).unwrap());
+    assert!(named(1, &[5; 4036]).unwrap());
+}
+
+fn features(file: &NamedTempFile) -> u32 {
+    let mut word = [0; 4];
+    file.as_file().read_exact_at(&mut word, 1024 + 0x60).unwrap();
+    u32::from_le_bytes(word)
+}
+
+#[test]
+fn a_file_ends_at_the_last_block_that_ext4_can_count() {
+    const MOST: u64 = 0xffff_ffff * 4096;
+    let (file, mut writer) = image(Size::Fixed(256 * MIB));
+    let mut longest = writer.begin_file().unwrap();
+    longest.write(b"begin").unwrap();
+    longest.hole(MOST - 8).unwrap();
+    longest.write(b"end").unwrap();
+    let error = longest.write(b"x").unwrap_err();
+    assert!(matches!(error, Error::FileTooLarge { size, maximum } if size == MOST + 1 && maximum == MOST));
+    let longest = longest.finish().unwrap();
+    assert_eq!((longest.size(), longest.allocated()), (MOST, 8192));
+    let mut tree = Tree::new(attributes(0o755));
+    put(&mut tree, NodeId::ROOT, b"longest", Kind::File(longest)).unwrap();
+    finish(&file, writer, tree);
+    let mut more = image(Size::Fixed(256 * MIB)).1;
+    let mut more = more.begin_file().unwrap();
+    assert!(matches!(more.hole(u64::MAX), Err(Error::FileTooLarge { .. })));
+}
+
+#[test]
+fn an_image_that_cannot_be_finished_leaves_an_empty_file() {
+    let length = |file: &NamedTempFile| file.as_file().metadata().unwrap().len();
+    // Dropped, too full for its data, and too small for its inodes.
+    let (file, writer) = image(Size::Fixed(128 * MIB));
+    assert_eq!(length(&file), 128 * MIB);
+    drop(writer);
+    assert_eq!(length(&file), 0);
+    let (file, mut writer) = image(Size::Fixed(128 * MIB));
+    let mut all = writer.begin_file().unwrap();
+    while all.write(&vec![1; MIB as usize]).is_ok() {}
+    drop(all);
+    drop(writer);
+    assert_eq!(length(&file), 0);
+    let (file, writer) = image(Size::Fixed(128 * MIB));
+    let mut tree = Tree::new(attributes(0o755));
+    for number in 0..8192 {
+        put(&mut tree, NodeId::ROOT, format!("{number}").as_bytes(), Kind::Fifo).unwrap();
+    }
+    assert!(matches!(writer.finish(tree), Err(Error::TooManyInodes { .. })));
+    assert_eq!(length(&file), 0);
+}
+
+#[test]
+fn directories_of_66_000_directories_and_100_000_files_take_linear_time() {
+    let begin = Instant::now();
     let (file, writer) = image(Size::Auto {
         free: FreeSpace::default(),
     });
     let mut tree = Tree::new(attributes(0o755));
-    for (name, count) in [(b"a", 64_998), (b"b", 64_999)] {
-        let wide = put(&mut tree, NodeId::ROOT, name, Kind::Directory).unwrap();
+    // 64 998 is the most that its link count can say.
+    let wide = [
+        ("files", 100_000, (|| Kind::Fifo) as fn() -> Kind),
+        ("most", 64_998, || Kind::Directory),
+        ("more", 66_000, || Kind::Directory),
+    ];
+    for (name, count, kind) in wide {
+        let directory = put(&mut tree, NodeId::ROOT, name.as_bytes(), Kind::Directory).unwrap();
         for number in 0..count {
-            put(&mut tree, wide, format!("{number}").as_bytes(), Kind::Directory).unwrap();
+            put(&mut tree, directory, format!("entry {number}").as_bytes(), kind()).unwrap();
         }
     }
-    let mut at = NodeId::ROOT;
-    for _ in 0..5000 {
-        at = put(&mut tree, at, b"deeper", Kind::Directory).unwrap();
+    writer.finish(tree).unwrap();
+    // It takes about a second, also in a debug build; one insertion after the other takes minutes.
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    check(file.path());
+    let image = Image::open(file.path());
+    for (name, inode, _) in image.names(&image.inode(2)) {
+        let (count, links) = match &name[..] {
+            b"files" => (100_000, 2),
+            b"most" => (64_998, 65_000),
+            b"more" => (66_000, 1),
+            _ => continue,
+        };
+        let directory = image.inode(inode);
+        assert_eq!((image.names(&directory).len(), directory.links()), (count, links));
     }
-    finish(&file, writer, tree);
+}
+
+#[test]
+fn a_tree_of_a_hundred_thousand_levels_needs_no_stack() {
+    const LEVELS: usize = 100_000;
+    let build = || {
+        let (file, writer) = image(Size::Auto {
+            free: FreeSpace::default(),
+        });
+        let mut tree = Tree::new(attributes(0o755));
+        let mut at = NodeId::ROOT;
+        for _ in 0..LEVELS {
+            at = put(&mut tree, at, b"deeper", Kind::Directory).unwrap();
+        }
+        writer.finish(tree).unwrap();
+        file
+    };
+    let small = std::thread::Builder::new().stack_size(128 << 10);
+    let file = small.spawn(build).unwrap().join().unwrap();
+    check(file.path());
+    let image = Image::open(file.path());
+    let (mut inode, mut levels) = (image.inode(2), 0);
+    while let Some((_, below, _)) = image.names(&inode).into_iter().find(|(name, ..)| name == b"deeper") {
+        (inode, levels) = (image.inode(below), levels + 1);
+    }
+    assert_eq!(levels, LEVELS);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proptest::collection::SizeRange;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use vmlet_ext4::{Attributes, FileData, Inode, Kind, NodeId, Timestamp, Tree, Writer};
 
 use super::inventory::{BLOCK, Content, Entry, Time};
@@ -279,11 +281,24 @@ pub fn capability(permitted: u32) -> Vec<u8> {
     [0x0200_0001, permitted, 0, 0, 0].map(u32::to_le_bytes).concat()
 }
 
-/// Any tree of up to `most` things. What Linux would not show (users' attributes of what is no file or directory) is left
+/// So many cases, always the same ones; PROPTEST_RNG_SEED and PROPTEST_CASES in the environment make others of them.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(7);
+    }
+    config.failure_persistence = None;
+    config
+}
+
+/// Any tree of so many things. What Linux would not show (users' attributes of what is no file or directory) is left
 /// out, so that it can be compared there, too.
-pub fn any_model(most: usize) -> impl Strategy<Value = Model> {
+pub fn any_model(items: impl Into<SizeRange>) -> impl Strategy<Value = Model> {
     let root = (any_attributes(), any_xattrs(true, true));
-    (root, prop::collection::vec(any_item(), 0..most)).prop_map(|((root, root_xattrs), items)| Model {
+    (root, prop::collection::vec(any_item(), items)).prop_map(|((root, root_xattrs), items)| Model {
         root,
         root_xattrs,
         items,
@@ -380,6 +395,7 @@ fn any_xattrs(users: bool, directory: bool) -> impl Strategy<Value = Xattrs> {
     let value = prop_oneof![
         6 => prop::collection::vec(any::<u8>(), 0..40),
         2 => prop::collection::vec(any::<u8>(), 0..600),
+        1 => (1..=255u8, 2000..=65_536usize).prop_map(|(byte, length)| vec![byte; length]),
     ];
     let acls = (any::<bool>(), any::<bool>(), any_acl(), any_acl());
     let some = (prop::collection::btree_map(name, value, 0..5), any::<bool>(), acls);

@@ -235,7 +235,7 @@ impl Image {
             mode: u32::from(mode & 0o7777),
             uid: id(0x02, 0x78),
             gid: id(0x18, 0x7a),
-            links: half(&inode.0, 0x1a).into(),
+            links: inode.links().into(),
             size: if kind == 'd' { 0 } else { inode.size() },
             device: match kind {
                 'b' | 'c' => inode.device(),
@@ -256,6 +256,10 @@ impl Image {
 impl Inode {
     fn size(&self) -> u64 {
         wide(&self.0, 0x04, 0x6c)
+    }
+
+    pub fn links(&self) -> u16 {
+        half(&self.0, 0x1a)
     }
 
     fn time(&self, low: usize, extra: usize) -> Time {
