@@ -34,17 +34,22 @@ pub(crate) fn router(server: Arc<Inner>) -> Router {
 async fn handle(State(server): State<Arc<Inner>>, request: Request<Body>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let header = |name: HeaderName| text(&parts.headers, name);
+    let target = path::parse(parts.uri.path());
+    let reads = matches!(parts.method, Method::GET | Method::HEAD);
+    if target == Target::OpenApiV2 && reads {
+        // Its forms are its own.
+        return openapi::v2::answer(header(ACCEPT));
+    }
     let accept = match accept::negotiate(header(ACCEPT)) {
         Ok(accept) => accept,
         Err(failure) => return respond(Err(failure), Format::Json),
     };
     let format = accept.format;
-    let target = path::parse(parts.uri.path());
     if let Target::Objects(place) = target {
         let result = objects(server, place, accept, &parts, body).await;
         return respond(result, format);
     }
-    if parts.method != Method::GET && parts.method != Method::HEAD {
+    if !reads {
         return respond(Ok(page_not_found()), format);
     }
     let describes = matches!(target, Target::CoreVersions | Target::Groups);
@@ -109,7 +114,7 @@ async fn document(
             let definitions = definitions(server, &group).await?;
             found(openapi::document(&registry, &group, &version, &definitions))
         }
-        Target::Objects(_) | Target::Unknown => Ok(page_not_found()),
+        Target::OpenApiV2 | Target::Objects(_) | Target::Unknown => Ok(page_not_found()),
     }
 }
 

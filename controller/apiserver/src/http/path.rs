@@ -15,6 +15,8 @@ pub enum Target {
     Group(String),
     /// `/api/v1`, `/apis/G/V`.
     Resources(String, String),
+    /// `/openapi/v2`.
+    OpenApiV2,
     /// `/openapi/v3`.
     OpenApiRoot,
     /// `/openapi/v3/api/v1`, `/openapi/v3/apis/G/V`.
@@ -56,6 +58,7 @@ pub fn parse(path: &str) -> Target {
         ["apis", group] => Target::Group((*group).into()),
         ["api", version] => Target::Resources(String::new(), (*version).into()),
         ["apis", group, version] => Target::Resources((*group).into(), (*version).into()),
+        ["openapi", "v2"] => Target::OpenApiV2,
         ["openapi", "v3"] => Target::OpenApiRoot,
         ["openapi", "v3", "api", version] => Target::OpenApi(String::new(), (*version).into()),
         ["openapi", "v3", "apis", group, version] => Target::OpenApi((*group).into(), (*version).into()),

@@ -1,10 +1,11 @@
 //! `/openapi/v3`: how resources look, for `kubectl explain` and the field validation of kubectl.
 //!
-//! Documents are made for each request and not kept: they are large and asked for seldom. There is no
-//! `/openapi/v2`; kubectl does without it where v3 is there.
+//! Documents are made for each request and not kept: they are large and asked for seldom. `/openapi/v2` is
+//! there and names no resources.
 
 mod paths;
 mod schemas;
+pub mod v2;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
