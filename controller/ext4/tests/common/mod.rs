@@ -75,7 +75,7 @@ pub fn finish(file: &NamedTempFile, writer: Writer, tree: Tree) -> Summary {
     summary
 }
 
-/// A program of e2fsprogs; `None`, with a printed word, where it is not installed.
+/// A program, of e2fsprogs mostly; `None`, with a printed word, where it is not installed.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -83,7 +83,7 @@ pub fn tool(name: &str) -> Option<PathBuf> {
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file());
     if found.is_none() {
-        println!("skipped: {name} (e2fsprogs) is not installed");
+        println!("skipped: {name} is not installed");
     }
     found
 }

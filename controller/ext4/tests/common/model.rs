@@ -16,6 +16,8 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 pub enum Piece {
     /// So many equal bytes.
     Bytes(u8, usize),
+    /// These bytes.
+    Data(Vec<u8>),
     Hole(u64),
 }
 
@@ -197,6 +199,7 @@ fn stream(writer: &mut Writer, pieces: &[Piece]) -> FileData {
     for piece in pieces {
         match piece {
             Piece::Bytes(byte, length) => file.write(&vec![*byte; *length]).unwrap(),
+            Piece::Data(bytes) => file.write(bytes).unwrap(),
             Piece::Hole(length) => file.hole(*length).unwrap(),
         }
     }
@@ -206,23 +209,32 @@ fn stream(writer: &mut Writer, pieces: &[Piece]) -> FileData {
 fn content(pieces: &[Piece]) -> (u64, Content) {
     let mut size = 0;
     let mut blocks: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    for piece in pieces {
-        match *piece {
-            Piece::Hole(length) => size += length,
+    let mut put = |size: u64, bytes: &[u8]| {
+        let (mut at, mut rest) = (size, bytes);
+        while !rest.is_empty() {
+            let within = at as usize % BLOCK;
+            let (here, later) = rest.split_at(rest.len().min(BLOCK - within));
             // A zero is a hole, however it came in.
-            Piece::Bytes(0, length) => size += length as u64,
-            Piece::Bytes(byte, length) => {
-                let (mut at, end) = (size, size + length as u64);
-                while at < end {
-                    let (index, within) = (at / BLOCK as u64, at as usize % BLOCK);
-                    let here = (BLOCK - within).min((end - at) as usize);
-                    let block = blocks.entry(index).or_insert_with(|| vec![0; BLOCK]);
-                    block[within..within + here].fill(byte);
-                    at += here as u64;
-                }
-                size = end;
+            if here.iter().any(|byte| *byte != 0) {
+                let block = blocks.entry(at / BLOCK as u64).or_insert_with(|| vec![0; BLOCK]);
+                block[within..within + here.len()].copy_from_slice(here);
             }
+            at += here.len() as u64;
+            rest = later;
         }
+    };
+    for piece in pieces {
+        size += match piece {
+            Piece::Hole(length) => *length,
+            Piece::Bytes(byte, length) => {
+                put(size, &vec![*byte; *length]);
+                *length as u64
+            }
+            Piece::Data(bytes) => {
+                put(size, bytes);
+                bytes.len() as u64
+            }
+        };
     }
     let mut content = Content::default();
     for (index, block) in blocks {
