@@ -280,7 +280,9 @@ impl Artifacts {
         let Some(artefact) = there else {
             return Ok(self.pulled(who, slot, want, id, digest, proof).await);
         };
-        if !store.is_granted(&id, &proof.0) {
+        // Whoever holds it has shown that it may: it keeps what it has, also without its credentials.
+        let held = store.pin_of(who, want.kind).is_some_and(|pin| pin.id == id.1);
+        if !held && !store.is_granted(&id, &proof.0) {
             // Made for somebody else: this asker's own source and credentials must be good for it too.
             if !proven {
                 match self

@@ -164,6 +164,11 @@ impl Reference {
         }
     }
 
+    /// Whether a login for this registry host is one for here.
+    pub fn is_for(&self, registry: &str) -> bool {
+        registry == self.registry || registry == self.host()
+    }
+
     /// What to ask the registry for: the digest, or else the tag.
     pub fn version(&self) -> String {
         match (&self.digest, &self.tag) {

@@ -215,6 +215,26 @@ async fn refused_credentials_are_followed_by_the_next_askers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_asks_twice_hears_the_same_time_of_the_next_try() {
+    let mut b = bench(1);
+    b.ensure("one", "a", "x").await;
+    b.started().await.end.send(Ending::Err(Reason::Unavailable)).ok();
+    b.woken().await;
+    let State::Failed(first) = b.ensure("one", "a", "x").await else {
+        panic!("it failed")
+    };
+    // By the wall clock it is later now.
+    let then = std::time::Instant::now();
+    while then.elapsed() < Duration::from_millis(2) {
+        std::thread::yield_now();
+    }
+    let State::Failed(second) = b.ensure("one", "a", "x").await else {
+        panic!("it failed")
+    };
+    assert_eq!(first.retry_at, second.retry_at);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_is_told_once_and_tried_again_after_its_pause() {
     let mut b = bench(1);
     b.ensure("one", "a", "x").await;

@@ -43,7 +43,12 @@ async fn a_tag_a_repository_or_a_blob_that_is_not_there_is_told_apart() {
     let web = image.serve(|request| request.path.contains("manifests").then(|| Reply::new(404)));
     let failure = pull(&web).await.unwrap_err();
     assert_eq!((failure.reason.as_str(), failure.terminal), ("NotFound", true));
-    assert!(failure.message.contains("manifests/latest"), "{failure:?}");
+    assert!(
+        failure
+            .message
+            .contains(&format!("{}/app:latest: the server", web.address)),
+        "{failure:?}"
+    );
     let digest = image.layer(2).0;
     let wanted = digest.clone();
     let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(404)));
@@ -143,6 +148,37 @@ async fn indexes_lead_to_the_platform_and_never_round_in_circles() {
     assert!(failure.message.contains("linux/arm64, linux/s390x"), "{failure:?}");
     let failure = pull(&serve(vec![index(json!([]))])).await.unwrap_err();
     assert_eq!(failure.reason, "UnsupportedPlatform");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_an_index_is_resolved_for_its_own_platform_only() {
+    let image = Image::usual();
+    let web = image.serve(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let who = Interest("image".into());
+    let want = |platform: &str| ResolveWant {
+        source: Source::Oci {
+            reference: format!("{}/app:latest", web.address),
+            platform: Some(platform.into()),
+        },
+        credentials: Vec::new(),
+    };
+    let failure = settle(&mut woken, || artifacts.resolve(&who, want("linux/arm64")))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failure.reason.as_str(), failure.terminal),
+        ("UnsupportedPlatform", true)
+    );
+    for word in [&format!("{}/app:latest", web.address), "linux/amd64", "linux/arm64"] {
+        assert!(failure.message.contains(word), "{failure:?}");
+    }
+    let resolved = settle(&mut woken, || artifacts.resolve(&who, want("linux/amd64")))
+        .await
+        .unwrap();
+    assert_eq!(resolved.digest, image.digest());
+    artifacts.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,6 +33,8 @@ pub struct Found {
     pub digest: Digest,
     pub media_type: String,
     pub platform: String,
+    /// Whether an index says that it is for this platform.
+    pub stated: bool,
     pub manifest: Manifest,
 }
 
@@ -90,6 +92,7 @@ impl Inner {
             ..error
         };
         let mut seen = HashSet::new();
+        let mut stated = false;
         for _ in 0..=NESTED {
             let fetched = origin.manifest(&version).await?;
             if !seen.insert(fetched.digest.clone()) {
@@ -103,12 +106,14 @@ impl Inner {
                         digest,
                         media_type,
                         platform: wanted.to_string(),
+                        stated,
                         manifest,
                     });
                 }
                 Document::Index(entries) => {
-                    let entry = choose(&entries, &wanted).and_then(|entry| entry.digest());
-                    version = entry.map_err(named)?.to_string();
+                    let entry = choose(&entries, &wanted).map_err(named)?;
+                    stated = entry.platform.is_some();
+                    version = entry.digest().map_err(named)?.to_string();
                 }
             }
         }
@@ -280,19 +285,31 @@ pub fn wanted(name: &str, manifest: &Manifest) -> Result<Vec<(Digest, u64)>, Pul
     manifest.layers.iter().map(layer).collect()
 }
 
-/// Reads the configuration of an image with so many layers, and checks that it is for this platform.
-pub fn configured(name: &str, bytes: &[u8], platform: &str, layers: usize) -> Result<Configured, PullError> {
-    let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
-    let configuration: Configuration =
-        serde_json::from_slice(bytes).map_err(|error| broken(format!("its configuration is broken: {error}")))?;
+/// Checks that the configuration of an image says nothing against a platform.
+pub fn check_platform(name: &str, bytes: &[u8], platform: &str) -> Result<(), PullError> {
+    read_configuration(name, bytes, platform).map(drop)
+}
+
+fn read_configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Configuration, PullError> {
+    let configuration: Configuration = serde_json::from_slice(bytes).map_err(|error| {
+        PullError::new(
+            Reason::Malformed,
+            format!("{name}: its configuration is broken: {error}"),
+        )
+    })?;
     let theirs = format!("{}/{}", configuration.os, configuration.architecture);
     let fits = platform == theirs || platform.starts_with(&format!("{theirs}/"));
     if !configuration.architecture.is_empty() && !fits {
-        return Err(PullError::new(
-            Reason::UnsupportedPlatform,
-            format!("{name} is for {theirs:.100}, not for {platform}"),
-        ));
+        let why = format!("{name} is for {theirs:.100} alone, not for {platform}; build it for that, or set platform");
+        return Err(PullError::new(Reason::UnsupportedPlatform, why));
     }
+    Ok(configuration)
+}
+
+/// Reads the configuration of an image with so many layers, and checks that it is for this platform.
+pub fn configured(name: &str, bytes: &[u8], platform: &str, layers: usize) -> Result<Configured, PullError> {
+    let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
+    let configuration = read_configuration(name, bytes, platform)?;
     let diff_ids = configuration.rootfs.diff_ids;
     if diff_ids.len() != layers {
         let named = diff_ids.len();

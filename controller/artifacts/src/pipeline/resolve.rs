@@ -6,12 +6,14 @@ use super::Inner;
 use super::content::copy;
 use super::failure;
 use super::fetch::on_thread;
+use super::image::{Found, check_platform};
 use super::local::Here;
-use super::origin::{FilePlace, FileSource, Opened};
+use super::origin::{FilePlace, FileSource, Opened, Origin};
 use crate::error::{PullError, Reason};
 use crate::layers::LayerError;
 use crate::pulls::work::WorkContext;
 use crate::reference::{Digest, Hasher};
+use crate::registry::manifest::is_config;
 use crate::types::{Credential, Resolved, Source};
 
 impl Inner {
@@ -24,11 +26,25 @@ impl Inner {
         credentials: &[Credential],
         cx: &WorkContext,
     ) -> Result<Resolved, PullError> {
+        // The digest is known: all that is asked is whether this asker may have it.
+        let proof = digest.is_some();
         let found = async {
             match self.open(source, digest, credentials).await? {
                 Opened::File(file) => file_digest(&file, platform, cx).await,
+                Opened::Image(Origin::Registry(registry), _)
+                    if proof && let Some(digest) = registry.reference().digest.clone() =>
+                {
+                    Ok(Resolved {
+                        reference: registry.reference().to_string(),
+                        digest: digest.to_string(),
+                        media_type: registry.has_manifest(&digest).await?,
+                        platform: platform.to_owned(),
+                        compressed_size: 0,
+                    })
+                }
                 Opened::Image(origin, version) => {
                     let image = self.find(origin, version, platform).await?;
+                    self.fits(&image, platform).await?;
                     let layers = image.manifest.layers.iter().map(|layer| layer.size);
                     Ok(Resolved {
                         reference: image.origin.name(),
@@ -45,6 +61,16 @@ impl Inner {
             () = cx.cancel.cancelled() => Err(PullError::cancelled()),
             found = found => found,
         }
+    }
+
+    /// An image that no index named a platform for says in its configuration what it is for.
+    async fn fits(&self, image: &Found, platform: &str) -> Result<(), PullError> {
+        let config = &image.manifest.config;
+        if image.stated || !is_config(&config.media_type) {
+            return Ok(());
+        }
+        let bytes = image.origin.small_blob(&config.digest()?, config.size).await?;
+        check_platform(&image.origin.name(), &bytes, platform)
     }
 }
 

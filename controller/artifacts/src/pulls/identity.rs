@@ -75,18 +75,23 @@ impl Proof {
     /// The proof that a successful pull with these credentials from this source gives.
     ///
     /// `key` is the store's own secret: the hashes on disk cannot be tried against word lists
-    /// elsewhere. Irrelevant credentials count too; that costs one more resolve at worst.
+    /// elsewhere. Only credentials for the source's registry count: no others are ever sent to it.
     pub fn of(source: &Source, credentials: &[Credential], key: &[u8]) -> Proof {
         if let Source::Path { path } = source {
             return Proof(format!("path:{}", hash(&[path])));
         }
-        // Nothing is sent to a web server but the URL, and its sha256 stands in the want.
-        if credentials.is_empty() || matches!(source, Source::Http { .. }) {
+        // Nothing is sent to a web server but the URL, and its sha256 stands in the want. What is no reference
+        // is never asked for.
+        let reference = match source {
+            Source::Oci { reference, .. } => reference.parse::<Reference>().ok(),
+            Source::Http { .. } | Source::Path { .. } => None,
+        };
+        let sent = |c: &&Credential| reference.as_ref().is_some_and(|r| r.is_for(&c.registry));
+        let mut sent = credentials.iter().filter(sent).peekable();
+        if sent.peek().is_none() {
             return Proof(ANYBODY.to_string());
         }
-        let fields = credentials
-            .iter()
-            .flat_map(|c| [c.registry.as_str(), &c.username, &c.password]);
+        let fields = sent.flat_map(|c| [c.registry.as_str(), &c.username, &c.password]);
         Proof(format!("credentials:{}", hash_keyed(key, &fields.collect::<Vec<_>>())))
     }
 }
@@ -111,7 +116,7 @@ mod tests {
 
     fn credential(password: &str) -> Credential {
         Credential {
-            registry: "r".into(),
+            registry: "r.example".into(),
             username: "u".into(),
             password: password.into(),
         }
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn proofs_tell_passwords_apart_and_show_none() {
         let source = Source::Oci {
-            reference: "r/i".into(),
+            reference: "r.example/i".into(),
             platform: None,
         };
         let one = Proof::of(&source, &[credential("one")], b"key");
@@ -146,6 +151,16 @@ mod tests {
         assert_ne!(one, Proof::of(&source, &[credential("one")], b"other key"));
         assert_eq!(Proof::of(&source, &[], b"key").0, ANYBODY);
         assert!(!one.0.contains("one"));
+        let elsewhere = Credential {
+            registry: "other.example".into(),
+            ..credential("one")
+        };
+        assert_eq!(
+            Proof::of(&source, std::slice::from_ref(&elsewhere), b"key").0,
+            ANYBODY,
+            "a login for another registry is never sent, so it proves nothing"
+        );
+        assert_eq!(Proof::of(&source, &[elsewhere, credential("one")], b"key"), one);
     }
 
     #[test]

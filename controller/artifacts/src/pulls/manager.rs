@@ -79,6 +79,7 @@ where
             bodies: JoinMap::new(),
             running: BTreeMap::new(),
             alarm: None,
+            walls: BTreeMap::new(),
             wake: Some(wake),
             to_wake: BTreeSet::new(),
             closing: Vec::new(),
@@ -138,6 +139,8 @@ struct Owner<J, V> {
     bodies: JoinMap<RunId, Result<Arc<V>, PullError>>,
     running: BTreeMap<RunId, Run>,
     alarm: Option<Duration>,
+    /// What was said of times to come, so that whoever asks again hears the same.
+    walls: BTreeMap<Duration, SystemTime>,
     /// `None` once the receiver is gone.
     wake: Option<mpsc::Sender<Interest>>,
     /// Not sent yet. A set: waking twice says nothing more than waking once.
@@ -252,7 +255,7 @@ where
         }
     }
 
-    fn state(&self, view: View<Arc<V>>) -> State<V> {
+    fn state(&mut self, view: View<Arc<V>>) -> State<V> {
         match view {
             View::Ready(value) => State::Ready(value),
             View::Queued { position, before } => State::Waiting(Waiting {
@@ -303,8 +306,11 @@ where
     }
 
     /// The wall-clock time of a time of the core, for people; decisions use the monotonic one.
-    fn wall(&self, at: Duration) -> SystemTime {
-        SystemTime::now() + at.saturating_sub(self.start.elapsed())
+    fn wall(&mut self, at: Duration) -> SystemTime {
+        let now = self.start.elapsed();
+        self.walls.retain(|at, _| *at >= now);
+        let told = self.walls.entry(at);
+        *told.or_insert_with(|| SystemTime::now() + at.saturating_sub(now))
     }
 }
 

@@ -37,7 +37,8 @@ pub enum Job {
     Resolve {
         /// Where it is.
         source: Source,
-        /// When given: prove that exactly this digest can be had from the source, and describe it.
+        /// When given: prove that exactly this digest can be had from the source. Of the answer only the digest
+        /// is used then.
         digest: Option<String>,
         /// The wanted platform.
         platform: String,

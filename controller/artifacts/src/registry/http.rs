@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::addresses::{Filtered, Forbidden, is_loopback, is_never_asked, literal, system};
@@ -78,12 +78,27 @@ impl Http {
         answer.is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
     }
 
-    /// GET that follows redirects under our rules. `authorization` goes to the first origin only.
+    /// GET; see [`Http::send`].
+    ///
+    /// # Errors
+    /// Those of [`Http::send`].
+    pub async fn get(
+        &self,
+        route: Route<'_>,
+        headers: &HeaderMap,
+        authorization: Option<&str>,
+        name: &str,
+    ) -> Result<Response, PullError> {
+        self.send(&Method::GET, route, headers, authorization, name).await
+    }
+
+    /// GET or HEAD that follows redirects under our rules. `authorization` goes to the first origin only.
     ///
     /// # Errors
     /// Transport errors, and places that a redirect must not lead to. Any status is an answer.
-    pub async fn get(
+    pub async fn send(
         &self,
+        method: &Method,
         route: Route<'_>,
         headers: &HeaderMap,
         authorization: Option<&str>,
@@ -101,7 +116,7 @@ impl Http {
             } else {
                 &self.led
             };
-            let mut request = client.get(url.clone()).headers(headers.clone());
+            let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
             if let Some(value) = authorization
                 && url.origin() == route.url.origin()
             {
@@ -215,6 +230,7 @@ pub fn success(response: Response, name: &str) -> Result<Response, PullError> {
     let hint = match reason {
         Reason::Unauthorized => "; check the pull secret and that it may read this repository",
         Reason::NotFound => "; check the name and the tag, and whether it needs a login",
+        Reason::Unavailable => "; see the log of that server, or of the proxy before it",
         _ => "",
     };
     let message = format!("{name}: the server answered {status}{hint}");
@@ -236,6 +252,9 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
+/// What to look at when a server does not answer.
+const REACH: &str = "; check that the server runs and can be reached from here (name, port, proxy, firewall)";
+
 /// A transport error in our words. The URL is left out: it may hold a signature.
 pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
     let error = error.without_url();
@@ -252,6 +271,9 @@ pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
         }
         message = format!("{message}: {inner}");
         cause = inner.source();
+    }
+    if reason == Reason::Unavailable {
+        message.push_str(REACH);
     }
     PullError::new(reason, message)
 }

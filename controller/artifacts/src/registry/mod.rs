@@ -15,7 +15,7 @@ pub mod manifest;
 use std::sync::Arc;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
 use self::addresses::is_loopback;
@@ -79,8 +79,8 @@ impl Registry {
         {
             base = plain;
         }
-        let own = |c: &&Credential| c.registry == reference.registry || c.registry == host;
-        let credentials = credentials.iter().filter(own).cloned().collect();
+        let credentials = credentials.iter().filter(|c| reference.is_for(&c.registry));
+        let credentials = credentials.cloned().collect();
         Ok(Registry(Arc::new(Inner {
             http,
             limits,
@@ -130,6 +130,27 @@ impl Registry {
         })
     }
 
+    /// Asks whether we may have a manifest, without fetching it; answers with its media type.
+    pub async fn has_manifest(&self, digest: &Digest) -> Result<String, PullError> {
+        let path = format!("manifests/{digest}");
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, reqwest::header::HeaderValue::from_static(manifest::ACCEPT));
+        let (response, name) = self.answer(Method::HEAD, &path, headers).await?;
+        if matches!(
+            response.status(),
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+        ) {
+            return Ok(self.manifest(&digest.to_string()).await?.media_type);
+        }
+        let response = success(response, &name)?;
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        if let Some(other) = header("docker-content-digest").filter(|there| *there != digest.to_string()) {
+            let why = format!("{name}: the registry has {other:.160} when asked for {digest}");
+            return Err(PullError::new(Reason::WrongDigest, why));
+        }
+        Ok(header("content-type").unwrap_or_default().to_owned())
+    }
+
     /// Fetches a small blob into memory.
     pub async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, PullError> {
         if size > self.0.limits.manifest_bytes {
@@ -155,7 +176,9 @@ impl Registry {
 
     /// Starts a download of a blob at an offset. Beside a success, "416 Range Not Satisfiable" is an answer.
     pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response, PullError> {
-        let (response, name) = self.answer(&format!("blobs/{digest}"), range(from)).await?;
+        let (response, name) = self
+            .answer(Method::GET, &format!("blobs/{digest}"), range(from))
+            .await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
@@ -164,14 +187,14 @@ impl Registry {
 
     /// GET with authentication; answers a success, and a name for messages.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
-        let (response, name) = self.answer(path, headers).await?;
+        let (response, name) = self.answer(Method::GET, path, headers).await?;
         Ok((success(response, &name)?, name))
     }
 
-    /// GET with authentication; answers whatever came, and a name for messages.
-    async fn answer(&self, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
+    /// A request with authentication; answers whatever came, and a name for messages.
+    async fn answer(&self, method: Method, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
         let inner = &*self.0;
-        let name = format!("{}/{} ({path})", inner.reference.registry, inner.reference.repository);
+        let name = inner.name(path);
         let url = inner
             .base
             .join(&format!("v2/{}/{path}", inner.reference.repository))
@@ -182,7 +205,10 @@ impl Registry {
             plain: false,
         };
         let mut sent = inner.session.lock().await.authorization.clone();
-        let mut response = inner.http.get(route, &headers, sent.as_deref(), &name).await?;
+        let mut response = inner
+            .http
+            .send(&method, route, &headers, sent.as_deref(), &name)
+            .await?;
         let mut fresh = false;
         // Each round takes over what another request has got meanwhile, renews a token once, or uses a
         // credential up.
@@ -204,13 +230,26 @@ impl Registry {
             }
             sent = session.authorization.clone();
             drop(session);
-            response = inner.http.get(route, &headers, sent.as_deref(), &name).await?;
+            response = inner
+                .http
+                .send(&method, route, &headers, sent.as_deref(), &name)
+                .await?;
         }
         Ok((response, name))
     }
 }
 
 impl Inner {
+    /// What is asked for, in the words of the reference: a part of it is named beside it.
+    fn name(&self, path: &str) -> String {
+        match path.split_once('/') {
+            Some(("manifests", version)) if version == self.reference.version() => self.reference.to_string(),
+            Some(("manifests", digest)) => format!("{} (manifest {digest})", self.reference),
+            Some((_, digest)) => format!("{} (blob {digest})", self.reference),
+            None => format!("{} ({path})", self.reference),
+        }
+    }
+
     /// Answers the challenges with the credential in use, or with the next one that does not fail.
     async fn authorize(&self, session: &mut Session) -> Result<String, PullError> {
         loop {

@@ -270,6 +270,18 @@ fn a_lost_pin_stops_collection_rather_than_losing_a_disk_in_use() {
 }
 
 #[test]
+fn a_disk_whose_directory_was_removed_by_hand_counts_as_absent_and_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    pull(&store, &id(1)).unwrap();
+    fs::remove_dir_all(store.published(&id(1))).unwrap();
+    assert_eq!(store.get(&id(1)).unwrap(), None);
+    assert_eq!(store.get(&id(1)).unwrap(), None, "and says so again");
+    pull(&store, &id(1)).unwrap();
+    assert!(store.get(&id(1)).unwrap().is_some());
+}
+
+#[test]
 fn a_disk_damaged_while_running_is_set_aside_and_counts_as_absent() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path());

@@ -111,8 +111,11 @@ impl Store {
                 tracing::error!(path = %dir.display(), %damage, "a published artefact is damaged; it is set aside and made anew");
                 let mut index = self.index();
                 index.artefacts.remove(id);
-                self.set_aside(&dir)?;
-                Ok(None)
+                match self.set_aside(&dir) {
+                    // Not even its directory is left (somebody cleaned up by hand): there is nothing to keep.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    Ok(()) | Err(_) => Ok(None),
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
 }
@@ -164,7 +165,12 @@ impl Web {
                 serving.push(std::thread::spawn(move || {
                     if let Some(request) = read(&stream) {
                         seen.lock().unwrap().push(request.clone());
-                        let _ = answer(&request).send(&stream, &ending);
+                        let mut reply = answer(&request);
+                        if request.method == "HEAD" {
+                            let length = reply.body.len().to_string();
+                            reply = reply.header("content-length", &length).body(b"");
+                        }
+                        let _ = reply.send(&stream, &ending);
                     }
                 }));
             }
@@ -209,7 +215,8 @@ impl Drop for Web {
 fn read(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
-    let path = first.split(' ').nth(1)?.to_owned();
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let mut headers = Vec::new();
     for line in lines {
         let line = line.ok()?;
@@ -218,5 +225,5 @@ fn read(stream: &TcpStream) -> Option<Request> {
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Some(Request { path, headers })
+    Some(Request { method, path, headers })
 }

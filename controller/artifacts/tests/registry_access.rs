@@ -1,0 +1,214 @@
+//! Who may use what is in the store already (KEP-2535): whoever could pull it, and nobody else.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use base64::Engine as _;
+use support::scripted::{Image, credential, open_with, source};
+use support::settle;
+use support::web::{Reply, Web};
+use tokio::sync::mpsc;
+use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::types::*;
+
+const LIMITS: fn(&mut Limits) = |_| ();
+
+fn small() -> Image {
+    let tar = support::Tar::new().file("x", 0o644, b"x\n").done();
+    Image::of(&[(tar.clone(), support::gzip(&tar))])
+}
+
+fn basic(password: &str) -> String {
+    let login = base64::engine::general_purpose::STANDARD.encode(format!("me:{password}"));
+    format!("Basic {login}")
+}
+
+/// A registry that wants one of these passwords, and none at all once it is `public`.
+fn private(image: &Image, passwords: &'static [&'static str], public: &Arc<AtomicBool>) -> Web {
+    let public = public.clone();
+    image.serve(move |request| {
+        let given = request.header("authorization");
+        let good = passwords.iter().any(|password| given == Some(&basic(password)));
+        let open = request.path == "/v2/" || public.load(Ordering::SeqCst);
+        (!good && !open).then(|| Reply::new(401).header("www-authenticate", "Basic realm=\"registry\""))
+    })
+}
+
+fn closed() -> Arc<AtomicBool> {
+    Arc::new(AtomicBool::new(false))
+}
+
+struct Node {
+    artifacts: Artifacts,
+    woken: mpsc::Receiver<Interest>,
+}
+
+impl Node {
+    async fn open(dir: &std::path::Path) -> Node {
+        let (artifacts, woken) = open_with(dir, LIMITS).await;
+        Node { artifacts, woken }
+    }
+
+    /// Asks for the image by its digest, as an agent does.
+    async fn ask(&mut self, who: &str, web: &Web, password: Option<&str>) -> Result<Arc<ImageDisk>, Failure> {
+        let want = ImageWant {
+            source: source(web),
+            digest: Some(small().digest()),
+            credentials: password.map(|p| credential(web, p)).into_iter().collect(),
+        };
+        let who = Interest(who.into());
+        settle(&mut self.woken, || self.artifacts.ensure_image(&who, want.clone())).await
+    }
+}
+
+/// Requests beyond those before, as `METHOD path`, without the question whether this is plain HTTP.
+fn since(web: &Web, before: usize) -> Vec<String> {
+    let log = web.log();
+    let asked = log[before..].iter().filter(|r| r.path != "/v2/");
+    asked.map(|r| format!("{} {}", r.method, r.path)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pulled_without_a_login_is_free_for_all_and_nobody_is_asked_again() {
+    let web = small().serve(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    node.ask("first", &web, None).await.unwrap();
+    let before = web.log().len();
+    node.ask("second", &web, None).await.unwrap();
+    node.ask("third", &web, Some("whatever")).await.unwrap();
+    assert_eq!(web.log().len(), before);
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_for_another_registry_does_not_make_a_public_image_private() {
+    let web = small().serve(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    let want = ImageWant {
+        source: source(&web),
+        digest: Some(small().digest()),
+        credentials: vec![Credential {
+            registry: "other.example".into(),
+            ..credential(&web, "x")
+        }],
+    };
+    let who = Interest("first".into());
+    settle(&mut node.woken, || node.artifacts.ensure_image(&who, want.clone()))
+        .await
+        .unwrap();
+    let before = web.log().len();
+    node.ask("second", &web, None).await.unwrap();
+    assert_eq!(web.log().len(), before);
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_image_that_is_here_is_given_to_those_whom_the_registry_lets_in_after_one_head() {
+    let web = private(&small(), &["owner", "friend"], &closed());
+    let manifest = format!("/v2/app/manifests/{}", small().digest());
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    node.ask("owner", &web, Some("owner")).await.unwrap();
+
+    for (who, password) in [("thief", Some("wrong")), ("nobody", None)] {
+        let before = web.log().len();
+        let failure = node.ask(who, &web, password).await.unwrap_err();
+        assert_eq!(failure.reason, "Unauthorized", "{who}");
+        assert!(failure.message.contains("app:latest"), "{failure:?}");
+        let asked = since(&web, before);
+        assert!(
+            asked.iter().all(|r| *r == format!("HEAD {manifest}")),
+            "{who}: {asked:?}"
+        );
+    }
+    let before = web.log().len();
+    node.ask("friend", &web, Some("friend")).await.unwrap();
+    let asked = since(&web, before);
+    assert!(
+        !asked.is_empty() && asked.iter().all(|r| *r == format!("HEAD {manifest}")),
+        "{asked:?}"
+    );
+
+    // It is remembered by the login, not by the asker, and across restarts.
+    node.artifacts.shutdown().await;
+    drop(node);
+    let mut node = Node::open(dir.path()).await;
+    let before = web.log().len();
+    node.ask("another of friend's", &web, Some("friend")).await.unwrap();
+    node.ask("another of owner's", &web, Some("owner")).await.unwrap();
+    assert_eq!(web.log().len(), before, "nobody is asked again");
+    assert_eq!(
+        node.ask("thief", &web, Some("wrong")).await.unwrap_err().reason,
+        "Unauthorized"
+    );
+    let access = dir.path().join("artifacts/access");
+    for entry in std::fs::read_dir(access).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for secret in ["owner", "friend", "wrong"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_image_that_becomes_public_is_free_for_all_once_somebody_was_let_in_without_a_login() {
+    let public = closed();
+    let web = private(&small(), &["owner"], &public);
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    node.ask("owner", &web, Some("owner")).await.unwrap();
+    node.ask("nobody", &web, None).await.unwrap_err();
+    node.artifacts.release(&Interest("nobody".into())).await;
+    public.store(true, Ordering::SeqCst);
+    node.ask("passer-by", &web, None).await.unwrap();
+    let before = web.log().len();
+    node.ask("stranger", &web, Some("whatever")).await.unwrap();
+    assert_eq!(web.log().len(), before);
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_holds_an_image_keeps_it_when_its_login_is_gone() {
+    let web = private(&small(), &["owner"], &closed());
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    node.ask("vm", &web, Some("owner")).await.unwrap();
+    drop(node);
+    // After a restart, with the pull secret deleted: the disk of a VM stands on it.
+    let mut node = Node::open(dir.path()).await;
+    let before = web.log().len();
+    node.ask("vm", &web, None).await.unwrap();
+    assert_eq!(web.log().len(), before);
+    assert_eq!(
+        node.ask("another vm", &web, None).await.unwrap_err().reason,
+        "Unauthorized"
+    );
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_knows_no_head_is_asked_by_get_and_one_with_another_digest_is_not_believed() {
+    let refuses = small().serve(|request| (request.method == "HEAD").then(|| Reply::new(405)));
+    let lies = small().serve(|request| {
+        let other = format!("sha256:{}", "0".repeat(64));
+        (request.method == "HEAD").then(|| Reply::new(200).header("docker-content-digest", &other))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path()).await;
+    node.ask("first", &refuses, Some("one")).await.unwrap();
+    node.ask("second", &refuses, Some("two")).await.unwrap();
+    assert!(refuses.log().iter().any(|r| r.method == "HEAD"));
+    assert_eq!(
+        node.ask("third", &lies, Some("three")).await.unwrap_err().reason,
+        "WrongDigest"
+    );
+    node.artifacts.shutdown().await;
+}
