@@ -24,19 +24,31 @@ use crate::{ObjectRef, ResolvedSource, Source, schema};
         name = "Ready",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
-        description = "Whether the reference is resolved, so that nodes can pull it"
+        description = "Whether nodes can have it; Unknown for a path until a node has looked"
     ),
     printcolumn(
-        name = "Reason",
+        name = "Status",
         type_ = "string",
-        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        description = "Why it is or is not ready"
     ),
-    printcolumn(name = "Reference", type_ = "string", json_path = ".status.resolved.reference"),
+    printcolumn(
+        name = "Reference",
+        type_ = "string",
+        json_path = ".spec.source['oci.reference','http.url','path.path']",
+        description = "Reference, URL or path, as spec names it"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Digest",
         type_ = "string",
         json_path = ".status.resolved.digest",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
         priority = 1
     )
 )]
@@ -74,7 +86,8 @@ pub struct KernelStatus {
     /// Generation of the spec that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Resolved: the reference has been resolved to a digest. Ready: nodes can pull it.
+    /// Resolved: the reference has been resolved to a digest; Unknown for a path, which each node looks for itself.
+    /// Ready: nodes can have it, as far as is known; a node that finds out otherwise is named in the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -13,20 +13,24 @@
 
 mod image;
 mod kernel;
+mod next_try;
 mod node;
 mod pull_secrets;
 mod quantity;
 mod reference;
 mod schema;
+mod secret_waits;
 mod source;
 mod vm;
 
 pub use image::*;
 pub use kernel::*;
+pub use next_try::*;
 pub use node::*;
 pub use pull_secrets::*;
 pub use quantity::*;
 pub use reference::*;
+pub use secret_waits::*;
 pub use source::*;
 pub use vm::*;
 

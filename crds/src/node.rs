@@ -27,6 +27,12 @@ use crate::schema;
         json_path = r#".status.conditions[?(@.type=="Ready")].status"#
     ),
     printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        description = "Why the node can or cannot boot virtual machines"
+    ),
+    printcolumn(
         name = "VMs",
         type_ = "integer",
         json_path = ".status.runningMachines",
@@ -36,7 +42,13 @@ use crate::schema;
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.allocatable.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.allocatable.memory"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VMNodeSpec {}

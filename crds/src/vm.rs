@@ -25,7 +25,9 @@ use crate::{ObjectRef, schema};
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.imageRef.name", priority = 1),
     printcolumn(name = "Kernel", type_ = "string", json_path = ".status.kernel.version", priority = 1),
     printcolumn(name = "VMM", type_ = "string", json_path = ".status.vmm.type", priority = 1),
-    printcolumn(name = "Ports", type_ = "string", json_path = ".status.ports[*].hostPort", priority = 1),
+    printcolumn(name = "Accelerator", type_ = "string", json_path = ".status.vmm.accelerator", priority = 1),
+    printcolumn(name = "Port", type_ = "string", json_path = ".status.ports[0].hostPort", priority = 1, description = "Port of the host that leads to the first of spec's ports"),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = 1),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(oldSelf.nodeName) || (has(self.nodeName) && self.nodeName == oldSelf.nodeName)").message("nodeName cannot be changed or removed once set"))]
@@ -381,6 +383,11 @@ pub struct VirtualMachineStatus {
     /// Boot id of the guest's kernel (/proc/sys/kernel/random/boot_id). It changes at each boot, and at nothing else.
     #[serde(skip_serializing_if = "Option::is_none", rename = "bootID")]
     pub boot_id: Option<String>,
+    /// Public ssh host key that the last start gave the guest, as a known_hosts file has it behind the name of the
+    /// host. Absent when the guest was given no ssh keys, and so makes its own host key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub ssh_host_key: Option<String>,
     /// When the machine was last started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

@@ -9,19 +9,25 @@ mod condition;
 #[path = "../../node/src/fake_api.rs"]
 #[allow(dead_code, reason = "shared with the tests of vmlet-node, which look at events too")]
 mod fake_api;
+pub mod findings;
 pub mod leader;
 pub mod nodes;
 pub mod resolver;
 
-use futures::future::{FutureExt as _, try_join4};
+use futures::future::{FutureExt as _, try_join5};
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_crds::{Image, Kernel};
 
+use crate::resolver::Wakes;
+
 /// Field manager of everything that is applied here.
 pub const FIELD_MANAGER: &str = "vmlet-controller";
+
+/// Objects of which something new is known that may wait for their resolver; the watch of VMs waits beyond that.
+const NEWS: usize = 64;
 
 /// A stream ended that only a shutdown should end.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +49,27 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), WatchEnded> {
     let lost = nodes::LostNodes::default();
-    try_join4(
-        resolver::run::<Image>(client.clone(), artifacts.clone(), image_wakes, shutdown.clone()),
-        resolver::run::<Kernel>(client.clone(), artifacts, kernel_wakes, shutdown.clone()),
+    let findings = findings::Findings::default();
+    let (image_news, images_found) = mpsc::channel(NEWS);
+    let (kernel_news, kernels_found) = mpsc::channel(NEWS);
+    let images = Wakes {
+        uids: image_wakes,
+        found: images_found,
+    };
+    let kernels = Wakes {
+        uids: kernel_wakes,
+        found: kernels_found,
+    };
+    try_join5(
+        resolver::run::<Image>(
+            client.clone(),
+            artifacts.clone(),
+            findings.clone(),
+            images,
+            shutdown.clone(),
+        ),
+        resolver::run::<Kernel>(client.clone(), artifacts, findings.clone(), kernels, shutdown.clone()),
+        findings::run(client.clone(), findings, image_news, kernel_news, shutdown.clone()).map(Ok),
         binder::run(client.clone(), lost.clone(), shutdown.clone()),
         nodes::run(client, namespace.to_owned(), lost, shutdown).map(Ok),
     )

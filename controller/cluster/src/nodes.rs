@@ -1,6 +1,6 @@
 //! Lost nodes: whose agent renews its Lease no more. What runs there is unknown, never dead: `Ready` of its VMs
 //! becomes Unknown, and nothing is started elsewhere. When the VMNode is gone too, VMs that are being
-//! deleted lose the finalizer that nobody else would remove.
+//! deleted lose the finalizer that nobody else would remove. A VM that names a node which never was is told so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,37 +106,77 @@ async fn look(client: &Client, namespace: &str, watchman: &mut Watchman) -> kube
             "the agent of node {} has not renewed its Lease; see that it runs and reaches the API",
             node.name_any()
         );
-        make_unknown(&Api::<VMNode>::all(client.clone()), node, conditions, &message).await?;
+        let ready = ("Unknown", "NodeLost", message.as_str());
+        say_ready(&Api::<VMNode>::all(client.clone()), node, conditions, ready).await?;
     }
     for vm in &vms {
-        let Some(node) = vm.spec.node_name.as_ref().filter(|name| lost.contains(*name)) else {
+        let Some(node) = &vm.spec.node_name else { continue };
+        // An agent that saw it would have put its finalizer on, before all else.
+        let never_seen =
+            vm.status.as_ref().is_none_or(|s| s.node_name.is_none()) && !vm.finalizers().iter().any(|f| f == FINALIZER);
+        let nobody = never_seen
+            && !there.contains(node)
+            && !renewals.contains_key(node)
+            && vm.metadata.deletion_timestamp.is_none();
+        if !nobody && !lost.contains(node) {
             continue;
-        };
+        }
         let api = Api::<VirtualMachine>::namespaced(client.clone(), &vm.namespace().unwrap_or_default());
         if vm.metadata.deletion_timestamp.is_some() && !there.contains(node) {
             remove_finalizer(&api, vm, node).await?;
             continue;
         }
         let conditions = vm.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-        let message = format!(
-            "node {node} is lost: its agent has not renewed its Lease. Whether the machine runs cannot be told; it is not started elsewhere. See that the agent runs and reaches the API"
-        );
-        make_unknown(&api, vm, conditions, &message).await?;
+        let ready = if nobody {
+            let message = format!(
+                "there is no VMNode \"{node}\", which spec.nodeName names; {}. Start an agent with --node-name {node}, or create the virtual machine anew with another spec.nodeName or none",
+                known_nodes(&there)
+            );
+            ("False", "NodeNotFound", message)
+        } else if there.contains(node) {
+            let message = format!(
+                "node {node} is lost: its agent has not renewed its Lease. Whether the machine runs cannot be told; it is not started elsewhere. See that the agent runs and reaches the API"
+            );
+            ("Unknown", "NodeLost", message)
+        } else {
+            let message = format!(
+                "there is no VMNode \"{node}\" any more; {}. Whether the machine runs cannot be told; it is not started elsewhere. Start the agent of that node again, or delete the virtual machine",
+                known_nodes(&there)
+            );
+            ("Unknown", "NodeLost", message)
+        };
+        say_ready(&api, vm, conditions, (ready.0, ready.1, &ready.2)).await?;
     }
     Ok(lost)
 }
 
-/// Turns Ready, and nothing else, to Unknown, unless it is.
-async fn make_unknown<K>(api: &Api<K>, object: &K, conditions: &[Condition], message: &str) -> kube::Result<()>
+/// The nodes that there are, for people; not more than a few.
+fn known_nodes(there: &BTreeSet<String>) -> String {
+    const MOST: usize = 5;
+    let names: Vec<&str> = there.iter().take(MOST).map(String::as_str).collect();
+    match there.len() {
+        0 => "there is none at all yet".to_owned(),
+        1..=MOST => format!("there are: {}", names.join(", ")),
+        more => format!("there are: {} and {} more", names.join(", "), more - MOST),
+    }
+}
+
+/// Writes Ready, and nothing else, unless it says so already: status, reason and message.
+async fn say_ready<K>(
+    api: &Api<K>,
+    object: &K,
+    conditions: &[Condition],
+    (status, reason, message): (&str, &str, &str),
+) -> kube::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
 {
     let before = conditions.iter().find(|c| c.type_ == "Ready");
-    if before.is_some_and(|c| c.status == "Unknown" && c.reason == "NodeLost") {
+    if before.is_some_and(|c| c.status == status && c.reason == reason && c.message == message) {
         return Ok(());
     }
     let generation = before.and_then(|c| c.observed_generation);
-    let ready = condition(conditions, "Ready", "Unknown", "NodeLost", message, generation);
+    let ready = condition(conditions, "Ready", status, reason, message, generation);
     let mut all: Vec<Condition> = conditions.iter().filter(|c| c.type_ != "Ready").cloned().collect();
     all.push(ready);
     let mut patch = vec![
@@ -265,6 +305,69 @@ mod tests {
             look(&client, "ns", &mut watchman).await.expect("looks").is_empty(),
             "it is back"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_on_a_node_that_never_was_is_told_so_at_once_with_the_nodes_that_there_are() {
+        let api = world();
+        let client = api.client();
+        let mut vm = api.get(&format!("{VMS}/a")).expect("there");
+        vm["metadata"] = json!({"name": "b", "namespace": "default"});
+        vm["spec"]["nodeName"] = json!("typo");
+        vm.as_object_mut().expect("an object").remove("status");
+        api.put(&format!("{VMS}/b"), vm);
+        let mut watchman = Watchman::default();
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        let told = || {
+            let vm = api.get(&format!("{VMS}/b")).expect("there");
+            let message = vm["status"]["conditions"][0]["message"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            (ready(&vm), message)
+        };
+        let (first, message) = told();
+        assert_eq!(first, pair("False", "NodeNotFound"));
+        for word in [
+            "no VMNode \"typo\"",
+            "spec.nodeName",
+            "there are: n.",
+            "--node-name typo",
+        ] {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+        api.requests();
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        assert!(api.requests().iter().all(|r| r.starts_with("GET")), "it is said once");
+        tokio::time::advance(Duration::from_secs(41)).await;
+        renew(&api, 41);
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        assert_eq!(
+            told().0,
+            pair("False", "NodeNotFound"),
+            "a node that never was is not lost"
+        );
+        api.remove(&format!("{NODES}/n"));
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        assert!(told().1.contains("there is none at all yet"), "{}", told().1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_whose_node_was_removed_is_unknown_and_says_that_the_node_is_gone() {
+        let api = world();
+        let client = api.client();
+        let mut vm = api.get(&format!("{VMS}/a")).expect("there");
+        vm["status"]["nodeName"] = json!("n");
+        api.put(&format!("{VMS}/a"), vm);
+        api.remove(&format!("{NODES}/n"));
+        let mut watchman = Watchman::default();
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        tokio::time::advance(Duration::from_secs(41)).await;
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        let vm = api.get(&format!("{VMS}/a")).expect("there");
+        assert_eq!(ready(&vm), pair("Unknown", "NodeLost"));
+        let all = vm["status"]["conditions"].to_string();
+        assert!(all.contains("there is no VMNode \\\"n\\\" any more"), "{all}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! References become digests: the status of Image and Kernel.
 //!
 //! A tag is resolved once per generation of the spec; the digest then holds for the whole cluster. A
-//! path has no cluster-wide digest, so its node resolves it, and a URL names its own.
+//! path has no cluster-wide digest, so its node resolves it, and a URL names its own. What only a node can see of
+//! it gets here as a finding (see [`findings`](crate::findings)).
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -24,20 +25,24 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::docker_config;
+use vmlet_artifacts::error::Reason;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::types::{Interest, ResolveWant, Resolved, Source, State};
 use vmlet_crds::{
-    Image, Kernel, ObjectRef as Reference, PullSecretError, ResolvedSource, is_another_object, pull_secret_configs,
-    status_patch,
+    Image, Kernel, ObjectRef as Reference, PullSecretError, ResolvedSource, SecretWaits, SeenSecret, is_another_object,
+    pull_secret_configs, status_patch, with_next_try,
 };
 
 use crate::condition::condition;
+use crate::findings::{Finding, Findings, Kind};
 use crate::{FIELD_MANAGER, WatchEnded};
 
 /// Most objects that are looked at at once.
 const CONCURRENCY: u16 = 4;
-/// How soon a missing secret is looked for again.
+/// How soon a missing secret is looked for again where it cannot be watched.
 const POLL: Duration = Duration::from_secs(10);
+/// Wake-ups by secrets that may be on their way at once; who sends them waits beyond that.
+const SECRET_WAKES: usize = 64;
 
 /// Image or Kernel: an object with a source that is to be resolved.
 pub trait Sourced:
@@ -45,6 +50,8 @@ pub trait Sourced:
 {
     /// Prefix of the interest under which its resolution is asked for.
     const INTEREST: &'static str;
+    /// Which it is, for findings.
+    const KIND: Kind;
     /// Where it comes from.
     fn source(&self) -> &vmlet_crds::Source;
     /// Its pull secrets.
@@ -67,9 +74,10 @@ pub struct Seen {
 }
 
 macro_rules! sourced {
-    ($kind:ty, $interest:literal) => {
+    ($kind:ty, $interest:literal, $of:expr) => {
         impl Sourced for $kind {
             const INTEREST: &'static str = $interest;
+            const KIND: Kind = $of;
             fn source(&self) -> &vmlet_crds::Source {
                 &self.spec.source
             }
@@ -89,26 +97,40 @@ macro_rules! sourced {
     };
 }
 
-sourced!(Image, "image");
-sourced!(Kernel, "kernel");
+sourced!(Image, "image", Kind::Image);
+sourced!(Kernel, "kernel", Kind::Kernel);
 
 struct Context<K: Sourced> {
     client: Client,
     artifacts: Artifacts,
     names: Mutex<HashMap<String, ObjectRef<K>>>,
+    findings: Findings,
+    secrets: SecretWaits,
+}
+
+/// What wakes a resolver beside the watch of its kind.
+pub(crate) struct Wakes {
+    /// Uids of what was resolved, or could not be.
+    pub uids: mpsc::Receiver<String>,
+    /// Namespace and name of that of which a node found something.
+    pub found: mpsc::Receiver<(String, String)>,
 }
 
 /// Resolves all objects of a kind until `shutdown`.
 pub(crate) async fn run<K: Sourced>(
     client: Client,
     artifacts: Artifacts,
-    wakes: mpsc::Receiver<String>,
+    findings: Findings,
+    wakes: Wakes,
     shutdown: CancellationToken,
 ) -> Result<(), WatchEnded> {
+    let (secret_wake, secret_wakes) = mpsc::channel(SECRET_WAKES);
     let cx = Arc::new(Context {
         client: client.clone(),
         artifacts,
         names: Mutex::new(HashMap::<String, ObjectRef<K>>::new()),
+        findings,
+        secrets: SecretWaits::new(client.clone(), secret_wake),
     });
     let (reader, writer) = reflector::store();
     let stream = watcher(Api::<K>::all(client), WatchConfig::default())
@@ -118,7 +140,8 @@ pub(crate) async fn run<K: Sourced>(
         .applied_objects()
         .predicate_filter(generation, Default::default());
     let names = Arc::clone(&cx);
-    let wakes = ReceiverStream::new(wakes).filter_map(move |uid| {
+    let uids = futures::stream::select(ReceiverStream::new(wakes.uids), ReceiverStream::new(secret_wakes));
+    let uids = uids.filter_map(move |uid| {
         let found = names
             .names
             .lock()
@@ -127,6 +150,8 @@ pub(crate) async fn run<K: Sourced>(
             .cloned();
         async move { found }
     });
+    let found = ReceiverStream::new(wakes.found).map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
+    let wakes = futures::stream::select(uids, found);
     let controller = Controller::for_stream(stream, reader)
         .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
         .reconcile_on(wakes)
@@ -150,6 +175,7 @@ async fn reconcile<K: Sourced>(object: Arc<K>, cx: Arc<Context<K>>) -> Result<Ac
         return Ok(Action::await_change());
     };
     let who = Interest(format!("{}/{uid}", K::INTEREST));
+    cx.secrets.forget(&uid);
     if object.meta().deletion_timestamp.is_some() {
         cx.artifacts.release(&who).await;
         cx.names.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
@@ -160,9 +186,20 @@ async fn reconcile<K: Sourced>(object: Arc<K>, cx: Arc<Context<K>>) -> Result<Ac
         .unwrap_or_else(PoisonError::into_inner)
         .insert(uid.clone(), ObjectRef::from_obj(object.as_ref()));
     let seen = object.seen();
-    let (outcome, next) = resolve(object.as_ref(), &seen, &who, &cx).await?;
-    write_status(object.as_ref(), &uid, &seen, &outcome, &cx).await?;
-    Ok(next)
+    let outcome = resolve(object.as_ref(), &seen, &who, &cx).await?;
+    let namespace = object.namespace().unwrap_or_default();
+    let finding = cx.findings.about(&(K::KIND, namespace, object.name_any()));
+    let status = status(object.as_ref(), &seen, &outcome, finding.as_ref());
+    write_status(object.as_ref(), &uid, &status, &cx).await?;
+    Ok(match outcome {
+        Outcome::Resolved { .. } => Action::await_change(),
+        // Its end wakes us; this is the net below.
+        Outcome::Waiting(_) => Action::requeue(Duration::from_secs(30)),
+        Outcome::Failed { retry_at: Some(at), .. } => {
+            Action::requeue(at.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_millis(50))
+        }
+        Outcome::Failed { retry_at: None, .. } => Action::requeue(POLL),
+    })
 }
 
 /// How a resolution went.
@@ -177,15 +214,15 @@ enum Outcome {
     Failed {
         reason: String,
         message: String,
+        /// None: something wakes us.
+        retry_at: Option<SystemTime>,
     },
 }
 
-async fn resolve<K: Sourced>(
-    object: &K,
-    seen: &Seen,
-    who: &Interest,
-    cx: &Context<K>,
-) -> Result<(Outcome, Action), kube::Error> {
+/// Credentials, and the secrets that they are from.
+type Credentials = (Vec<vmlet_artifacts::types::Credential>, Vec<SeenSecret>);
+
+async fn resolve<K: Sourced>(object: &K, seen: &Seen, who: &Interest, cx: &Context<K>) -> Result<Outcome, kube::Error> {
     let declared = object.source();
     if let Some(http) = &declared.http {
         let resolved = ResolvedSource {
@@ -193,90 +230,85 @@ async fn resolve<K: Sourced>(
             digest: format!("sha256:{}", http.sha256),
             ..ResolvedSource::default()
         };
-        return Ok((
-            Outcome::Resolved {
-                resolved: Some(resolved),
-                compressed_bytes: None,
-                reason: "DigestGiven",
-            },
-            Action::await_change(),
-        ));
+        return Ok(Outcome::Resolved {
+            resolved: Some(resolved),
+            compressed_bytes: None,
+            reason: "DigestGiven",
+        });
     }
     let Some(oci) = &declared.oci else {
-        return Ok((
-            Outcome::Resolved {
-                resolved: None,
-                compressed_bytes: None,
-                reason: "ResolvedByNode",
-            },
-            Action::await_change(),
-        ));
+        return Ok(Outcome::Resolved {
+            resolved: None,
+            compressed_bytes: None,
+            reason: "ResolvedByNode",
+        });
     };
     if seen.generation == object.meta().generation && seen.resolved.is_some() {
         // One digest per tag: what is resolved stays until the spec changes.
-        let outcome = Outcome::Resolved {
+        return Ok(Outcome::Resolved {
             resolved: seen.resolved.clone(),
             compressed_bytes: seen.compressed_bytes,
             reason: "Resolved",
-        };
-        return Ok((outcome, Action::await_change()));
+        });
     }
-    let namespace = object.namespace().unwrap_or_default();
-    let mut credentials = Vec::new();
-    match pull_secret_configs(&cx.client, &namespace, object.pull_secret_refs()).await {
-        Err(PullSecretError::Api(error)) => return Err(error),
-        Err(PullSecretError::Unusable(message)) => {
-            return Ok((
-                Outcome::Failed {
-                    reason: "PullSecretUnusable".to_owned(),
-                    message,
-                },
-                Action::requeue(POLL),
-            ));
-        }
-        Ok(configs) => {
-            for config in configs {
-                match docker_config::parse(&config) {
-                    Ok(parsed) => credentials.extend(parsed),
-                    Err(error) => {
-                        let message = format!("a pull secret is no docker configuration: {error}");
-                        return Ok((
-                            Outcome::Failed {
-                                reason: "PullSecretUnusable".to_owned(),
-                                message,
-                            },
-                            Action::requeue(POLL),
-                        ));
-                    }
-                }
-            }
-        }
-    }
+    let (credentials, secrets) = match credentials(object, cx).await? {
+        Ok(found) => found,
+        Err(outcome) => return Ok(outcome),
+    };
     let source = Source::Oci {
         reference: oci.reference.clone(),
         platform: oci.platform.clone(),
     };
     Ok(
         match cx.artifacts.resolve(who, ResolveWant { source, credentials }).await {
-            State::Ready(resolved) => (found(&resolved), Action::await_change()),
-            // Its end wakes us; this is the net below.
-            State::Waiting(waiting) => (
-                Outcome::Waiting(waiting.message),
-                Action::requeue(Duration::from_secs(30)),
-            ),
+            State::Ready(resolved) => found(&resolved),
+            State::Waiting(waiting) => Outcome::Waiting(waiting.message),
             State::Failed(failure) => {
-                let wait =
-                    failure.retry_at.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_millis(50);
-                (
-                    Outcome::Failed {
-                        reason: failure.reason,
-                        message: failure.message,
-                    },
-                    Action::requeue(wait),
-                )
+                if failure.reason == Reason::Unauthorized.as_str() {
+                    // A login that is refused may be put right in its secret.
+                    for seen in secrets {
+                        cx.secrets.wait(&object.uid().unwrap_or_default(), seen);
+                    }
+                }
+                Outcome::Failed {
+                    reason: failure.reason,
+                    message: failure.message,
+                    retry_at: Some(failure.retry_at),
+                }
             }
         },
     )
+}
+
+/// The credentials of the pull secrets, or what is wrong with one of them.
+async fn credentials<K: Sourced>(object: &K, cx: &Context<K>) -> Result<Result<Credentials, Outcome>, kube::Error> {
+    let unusable = |message, seen| {
+        cx.secrets.wait(&object.uid().unwrap_or_default(), seen);
+        Ok(Err(Outcome::Failed {
+            reason: "PullSecretUnusable".to_owned(),
+            message,
+            retry_at: None,
+        }))
+    };
+    let namespace = object.namespace().unwrap_or_default();
+    let secrets = match pull_secret_configs(&cx.client, &namespace, object.pull_secret_refs()).await {
+        Ok(secrets) => secrets,
+        Err(PullSecretError::Api(error)) => return Err(error),
+        Err(PullSecretError::Unusable { message, seen }) => return unusable(message, seen),
+    };
+    let mut found = Credentials::default();
+    for secret in secrets {
+        match docker_config::parse(&secret.config) {
+            Ok(parsed) => found.0.extend(parsed),
+            Err(error) => {
+                let name = &secret.seen.name;
+                let message = format!("pull secret \"{name}\" is no docker configuration: {error}");
+                return unusable(message, secret.seen);
+            }
+        }
+        found.1.push(secret.seen);
+    }
+    Ok(Ok(found))
 }
 
 fn found(resolved: &Resolved) -> Outcome {
@@ -292,40 +324,85 @@ fn found(resolved: &Resolved) -> Outcome {
     }
 }
 
+/// Status, reason and message of a condition.
+type Word = (&'static str, String, String);
+
+/// What `Resolved` and `Ready` say. Ready is Resolved, unless a node knows better.
+fn words(kind: &str, name: &str, outcome: &Outcome, finding: Option<&Finding>) -> (Word, Word) {
+    let word = |status, reason: &str, message: &str| (status, reason.to_owned(), message.to_owned());
+    match (outcome, finding) {
+        (Outcome::Waiting(message), _) => {
+            let both = word("Unknown", "Resolving", message);
+            (both.clone(), both)
+        }
+        (
+            Outcome::Failed {
+                reason,
+                message,
+                retry_at,
+            },
+            _,
+        ) => {
+            let message = retry_at.map_or_else(|| message.clone(), |at| with_next_try(message, at));
+            let both = word("False", reason, &message);
+            (both.clone(), both)
+        }
+        (Outcome::Resolved { resolved, reason, .. }, finding) => {
+            let by_node = resolved.is_none();
+            let resolved = if by_node {
+                let message = "each node looks for a path itself, when a virtual machine there needs it";
+                word("Unknown", reason, message)
+            } else {
+                word("True", reason, "")
+            };
+            let ready = match finding {
+                Some(Finding::Wrong { node, reason, message }) => {
+                    let alone = message.strip_prefix(&format!("{kind} \"{name}\": ")).unwrap_or(message);
+                    word("False", reason, &format!("on node {node}: {alone}"))
+                }
+                Some(Finding::Present { node }) if by_node => {
+                    word("True", "Present", &format!("on node {node}, by its path there"))
+                }
+                Some(Finding::Present { .. }) | None => resolved.clone(),
+            };
+            (resolved, ready)
+        }
+    }
+}
+
+fn status<K: Sourced>(object: &K, seen: &Seen, outcome: &Outcome, finding: Option<&Finding>) -> serde_json::Value {
+    let generation = object.meta().generation;
+    let (resolved, ready) = words(K::INTEREST, &object.name_any(), outcome, finding);
+    let conditions: Vec<Condition> = [("Resolved", resolved), ("Ready", ready)]
+        .into_iter()
+        .map(|(type_, (status, reason, message))| {
+            condition(&seen.conditions, type_, status, &reason, &message, generation)
+        })
+        .collect();
+    let mut status = json!({"observedGeneration": generation, "conditions": conditions});
+    if let Outcome::Resolved {
+        resolved,
+        compressed_bytes,
+        ..
+    } = outcome
+    {
+        if let Some(resolved) = resolved {
+            status["resolved"] = json!(resolved);
+        }
+        if let Some(bytes) = compressed_bytes {
+            status["compressedBytes"] = json!(bytes);
+        }
+    }
+    status
+}
+
 async fn write_status<K: Sourced>(
     object: &K,
     uid: &str,
-    seen: &Seen,
-    outcome: &Outcome,
+    status: &serde_json::Value,
     cx: &Context<K>,
 ) -> Result<(), kube::Error> {
-    let generation = object.meta().generation;
-    let make = |type_, status, reason: &str, message: &str| {
-        condition(&seen.conditions, type_, status, reason, message, generation)
-    };
-    let both = |status, reason: &str, message: &str| {
-        vec![
-            make("Resolved", status, reason, message),
-            make("Ready", status, reason, message),
-        ]
-    };
-    let (conditions, resolved, bytes) = match outcome {
-        Outcome::Resolved {
-            resolved,
-            compressed_bytes,
-            reason,
-        } => (both("True", reason, ""), resolved.clone(), *compressed_bytes),
-        Outcome::Waiting(message) => (both("Unknown", "Resolving", message), None, None),
-        Outcome::Failed { reason, message } => (both("False", reason, message), None, None),
-    };
-    let mut status = json!({"observedGeneration": generation, "conditions": conditions});
-    if let Some(resolved) = resolved {
-        status["resolved"] = json!(resolved);
-    }
-    if let Some(bytes) = bytes {
-        status["compressedBytes"] = json!(bytes);
-    }
-    let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
+    let patch = status_patch(uid, status).map_err(kube::Error::SerdeError)?;
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
@@ -337,5 +414,83 @@ async fn write_status<K: Sourced>(
     {
         Err(error) if !is_another_object(&error) => Err(error),
         Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong() -> Finding {
+        Finding::Wrong {
+            node: "n".into(),
+            reason: "MissingFile".into(),
+            message: "kernel \"k\": path x.tar: there is no boot/none in it".into(),
+        }
+    }
+
+    fn by_node() -> Outcome {
+        Outcome::Resolved {
+            resolved: None,
+            compressed_bytes: None,
+            reason: "ResolvedByNode",
+        }
+    }
+
+    fn resolved() -> Outcome {
+        Outcome::Resolved {
+            resolved: Some(ResolvedSource::default()),
+            compressed_bytes: None,
+            reason: "Resolved",
+        }
+    }
+
+    fn said(outcome: &Outcome, finding: Option<&Finding>) -> [(&'static str, String); 2] {
+        let (resolved, ready) = words("kernel", "k", outcome, finding);
+        [(resolved.0, resolved.1), (ready.0, ready.1)]
+    }
+
+    #[test]
+    fn a_path_is_ready_when_a_node_has_it_and_unknown_until_one_has_looked() {
+        let unknown = ("Unknown", "ResolvedByNode".to_owned());
+        assert_eq!(said(&by_node(), None), [unknown.clone(), unknown.clone()]);
+        let present = Finding::Present { node: "n".into() };
+        assert_eq!(
+            said(&by_node(), Some(&present)),
+            [unknown.clone(), ("True", "Present".to_owned())]
+        );
+        assert_eq!(
+            said(&by_node(), Some(&wrong())),
+            [unknown, ("False", "MissingFile".to_owned())]
+        );
+    }
+
+    #[test]
+    fn what_a_node_found_wrong_stands_in_ready_with_the_nodes_name() {
+        let (resolved, ready) = words("kernel", "k", &resolved(), Some(&wrong()));
+        assert_eq!(resolved.0, "True", "the reference was resolved all the same");
+        assert_eq!(
+            ready,
+            (
+                "False",
+                "MissingFile".to_owned(),
+                "on node n: path x.tar: there is no boot/none in it".to_owned()
+            )
+        );
+        let true_ = ("True", "Resolved".to_owned());
+        assert_eq!(said(&super::tests::resolved(), None), [true_.clone(), true_]);
+    }
+
+    #[test]
+    fn a_failure_says_when_it_is_tried_again_and_a_finding_of_before_does_not_hide_it() {
+        let failed = Outcome::Failed {
+            reason: "Unavailable".into(),
+            message: "r/i:1: connection refused".into(),
+            retry_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(10)),
+        };
+        let (resolved, ready) = words("kernel", "k", &failed, Some(&wrong()));
+        assert_eq!(resolved, ready);
+        assert_eq!((ready.0, ready.1.as_str()), ("False", "Unavailable"));
+        assert_eq!(ready.2, "r/i:1: connection refused; tried again at 00:00:10Z");
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::facade::Artifacts;
-use vmlet_crds::{Image, Kernel, VirtualMachine};
+use vmlet_crds::{Image, Kernel, SecretWaits, VirtualMachine};
 use vmlet_machines::Machines;
 
 use crate::dereference::Dereferencer;
@@ -34,6 +34,8 @@ use crate::{housekeeping, identity, orphans, vmnode};
 
 /// Most reconciles at once. Each makes a handful of API calls; more would only queue at the server.
 pub const CONCURRENCY: u16 = 8;
+/// Wake-ups by secrets that may be on their way at once; who sends them waits beyond that.
+const SECRET_WAKES: usize = 64;
 /// How often the node is searched for machines whose VM is gone.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -116,6 +118,7 @@ pub enum AgentError {
 pub struct Agent {
     config: AgentConfig,
     cx: Arc<Context>,
+    secret_wakes: mpsc::Receiver<String>,
 }
 
 impl Agent {
@@ -139,6 +142,7 @@ impl Agent {
             controller: FIELD_MANAGER.to_owned(),
             instance: Some(config.node.clone()),
         };
+        let (secret_wake, secret_wakes) = mpsc::channel(SECRET_WAKES);
         let cx = Context {
             reporter,
             node_object: Mutex::new(None),
@@ -147,6 +151,7 @@ impl Agent {
             dereferencer: Dereferencer {
                 client: client.clone(),
                 artifacts,
+                secrets: SecretWaits::new(client.clone(), secret_wake),
             },
             client,
             node: config.node.clone(),
@@ -159,6 +164,7 @@ impl Agent {
         Ok(Self {
             config,
             cx: Arc::new(cx),
+            secret_wakes,
         })
     }
 
@@ -196,7 +202,8 @@ impl Agent {
             })
             .applied_objects()
             .predicate_filter(generation.combine(finalizers), Default::default());
-        let wakes = futures::stream::select(ReceiverStream::new(artifact_wakes), ReceiverStream::new(machine_wakes));
+        let wakes = [artifact_wakes, machine_wakes, self.secret_wakes].map(ReceiverStream::new);
+        let wakes = futures::stream::select_all(wakes);
         let names = Arc::clone(&self.cx);
         let wakes = wakes.filter_map(move |uid| {
             let found = names

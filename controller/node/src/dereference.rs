@@ -7,9 +7,13 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Client, ResourceExt};
 use vmlet_artifacts::docker_config;
+use vmlet_artifacts::error::Reason;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::types::{ImageDisk, ImageWant, Interest, KernelFiles, KernelWant, Phase, Source, State};
-use vmlet_crds::{Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, VirtualMachine, pull_secret_configs};
+use vmlet_crds::{
+    Image, Kernel, ObjectRef, PullSecretError, ResolvedSource, SecretWaits, SeenSecret, VirtualMachine,
+    pull_secret_configs,
+};
 
 use crate::memory::Pin;
 
@@ -31,6 +35,13 @@ pub enum Part {
         /// Pulling or Queued.
         reason: &'static str,
         /// Progress, for a person.
+        message: String,
+    },
+    /// Cannot be told, because something else is missing, which says so itself.
+    Unknown {
+        /// CamelCase: the word of what is missing.
+        reason: String,
+        /// What it depends on.
         message: String,
     },
     /// An object is missing or not ready; something will wake us.
@@ -108,7 +119,12 @@ pub struct Dereferencer {
     pub client: Client,
     /// The artefacts of this node.
     pub artifacts: Artifacts,
+    /// Wakes VMs, by uid, that a secret holds up.
+    pub secrets: SecretWaits,
 }
+
+/// Credentials, and the secrets that they are from.
+type Credentials = (Vec<vmlet_artifacts::types::Credential>, Vec<SeenSecret>);
 
 /// What the interests of VMs begin with; the uid follows.
 pub const VM_PREFIX: &str = "vm/";
@@ -162,10 +178,10 @@ impl Dereferencer {
             .as_ref()
             .map(|o| o.spec.pull_secret_refs.clone())
             .unwrap_or_default();
-        let credentials = match self.credentials(&namespace, &refs).await? {
-            Ok(credentials) => credentials,
+        let (credentials, secrets) = match self.credentials(&namespace, &refs, Some(uid)).await? {
+            Ok(found) => found,
             Err(part) if pinned.is_none() => return Ok((Artifact::missing(part), object)),
-            Err(_) => Vec::new(),
+            Err(_) => Credentials::default(),
         };
         let want = ImageWant {
             source: source.clone(),
@@ -173,6 +189,7 @@ impl Dereferencer {
             credentials,
         };
         let state = self.artifacts.ensure_image(&interest(uid), want).await;
+        self.await_login(&state, uid, secrets);
         let part = Part::of(&state, &what, |disk: &ImageDisk| disk.digest.clone());
         let ready = match state {
             State::Ready(disk) => Some(disk),
@@ -210,6 +227,16 @@ impl Dereferencer {
             (_, Some(pin)) if pinned_only => pin.name.clone(),
             (Some(reference), _) => reference.name.clone(),
             (None, Some(pin)) => pin.name.clone(),
+            (None, None) if image.is_none() => {
+                let part = Part::Unknown {
+                    reason: "ImageNotFound".to_owned(),
+                    message: format!(
+                        "the virtual machine leaves the kernel to image \"{}\", which does not exist",
+                        vm.spec.image_ref.name
+                    ),
+                };
+                return Ok((Artifact::missing(part), Vec::new()));
+            }
             (None, None) => {
                 let part = Part::blocked(
                     "NoKernel",
@@ -252,10 +279,10 @@ impl Dereferencer {
             }
         };
         let spec = object.as_ref().map(|o| o.spec.clone()).unwrap_or_default();
-        let credentials = match self.credentials(&namespace, &spec.pull_secret_refs).await? {
-            Ok(credentials) => credentials,
+        let (credentials, secrets) = match self.credentials(&namespace, &spec.pull_secret_refs, Some(uid)).await? {
+            Ok(found) => found,
             Err(part) if usable_pin.is_none() => return Ok((Artifact::missing(part), Vec::new())),
-            Err(_) => Vec::new(),
+            Err(_) => Credentials::default(),
         };
         let want = KernelWant {
             source: source.clone(),
@@ -266,6 +293,7 @@ impl Dereferencer {
             modules_path: spec.modules_path,
         };
         let state = self.artifacts.ensure_kernel(&interest(uid), want).await;
+        self.await_login(&state, uid, secrets);
         let part = Part::of(&state, &what, |kernel: &KernelFiles| kernel.digest.clone());
         let ready = match state {
             State::Ready(kernel) => Some(kernel),
@@ -287,22 +315,31 @@ impl Dereferencer {
     pub async fn authorized_keys(
         &self,
         vm: &VirtualMachine,
+        uid: &str,
     ) -> kube::Result<Result<Vec<String>, (&'static str, String)>> {
         let namespace = vm.namespace().unwrap_or_default();
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
         let mut keys = vm.spec.guest.ssh_authorized_keys.clone();
         for reference in &vm.spec.guest.ssh_key_secret_refs {
+            let seen = |version| SeenSecret {
+                namespace: namespace.clone(),
+                name: reference.name.clone(),
+                version,
+            };
             let Some(secret) = api.get_opt(&reference.name).await? else {
+                self.secrets.wait(uid, seen(None));
                 let message = format!(
                     "secret \"{}\" with ssh keys does not exist in namespace \"{namespace}\": create it, or correct spec.guest.sshKeySecretRefs",
                     reference.name
                 );
                 return Ok(Err(("SecretNotFound", message)));
             };
+            let version = secret.resource_version();
             let data = secret.data.unwrap_or_default();
             match keys_of(data.iter().map(|(name, value)| (name.as_str(), value.0.as_slice()))) {
                 Ok(found) => keys.extend(found),
                 Err(why) => {
+                    self.secrets.wait(uid, seen(version));
                     let message = format!(
                         "secret \"{name}\" in namespace \"{namespace}\" {why}: its values are authorized_keys files; `kubectl create secret generic {name} --from-file=KEY.pub` makes one",
                         name = reference.name
@@ -320,35 +357,50 @@ impl Dereferencer {
     /// When the API does not answer.
     pub async fn image_credentials(&self, image: &Image) -> kube::Result<Vec<vmlet_artifacts::types::Credential>> {
         let namespace = image.namespace().unwrap_or_default();
-        Ok(self
-            .credentials(&namespace, &image.spec.pull_secret_refs)
-            .await?
-            .unwrap_or_default())
+        let found = self.credentials(&namespace, &image.spec.pull_secret_refs, None).await?;
+        Ok(found.unwrap_or_default().0)
     }
 
+    /// `uid` is woken when a secret that is in its way changes.
     async fn credentials(
         &self,
         namespace: &str,
         refs: &[ObjectRef],
-    ) -> kube::Result<Result<Vec<vmlet_artifacts::types::Credential>, Part>> {
-        let configs = match pull_secret_configs(&self.client, namespace, refs).await {
-            Ok(configs) => configs,
-            Err(PullSecretError::Api(error)) => return Err(error),
-            Err(PullSecretError::Unusable(message)) => return Ok(Err(Part::blocked("PullSecretUnusable", message))),
+        uid: Option<&str>,
+    ) -> kube::Result<Result<Credentials, Part>> {
+        let unusable = |message, seen| {
+            if let Some(uid) = uid {
+                self.secrets.wait(uid, seen);
+            }
+            Ok(Err(Part::blocked("PullSecretUnusable", message)))
         };
-        let mut credentials = Vec::new();
-        for config in configs {
-            match docker_config::parse(&config) {
-                Ok(parsed) => credentials.extend(parsed),
+        let secrets = match pull_secret_configs(&self.client, namespace, refs).await {
+            Ok(secrets) => secrets,
+            Err(PullSecretError::Api(error)) => return Err(error),
+            Err(PullSecretError::Unusable { message, seen }) => return unusable(message, seen),
+        };
+        let mut found = Credentials::default();
+        for secret in secrets {
+            match docker_config::parse(&secret.config) {
+                Ok(parsed) => found.0.extend(parsed),
                 Err(error) => {
-                    return Ok(Err(Part::blocked(
-                        "PullSecretUnusable",
-                        format!("a pull secret is no docker configuration: {error}"),
-                    )));
+                    let name = &secret.seen.name;
+                    let message = format!("pull secret \"{name}\" is no docker configuration: {error}");
+                    return unusable(message, secret.seen);
                 }
             }
+            found.1.push(secret.seen);
         }
-        Ok(Ok(credentials))
+        Ok(Ok(found))
+    }
+
+    /// A login that is refused may be put right in its secret.
+    fn await_login<T>(&self, state: &State<T>, uid: &str, secrets: Vec<SeenSecret>) {
+        if matches!(state, State::Failed(failure) if failure.reason == Reason::Unauthorized.as_str()) {
+            for seen in secrets {
+                self.secrets.wait(uid, seen);
+            }
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use kube::runtime::events::{Event, EventType};
-use vmlet_crds::VirtualMachineStatus;
+use vmlet_crds::{VirtualMachineStatus, without_next_try};
+
+use vmlet_machines::Termination;
 
 use crate::dereference::Part;
 use crate::life::Decision;
@@ -147,16 +149,7 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
             );
         }
         if let Some(end) = &observation.termination {
-            let code = end
-                .exit_code
-                .map(|code| format!(" with exit code {code}"))
-                .unwrap_or_default();
-            let text = format!(
-                "{}{code}{}{}",
-                end.reason,
-                if end.message.is_empty() { "" } else { ": " },
-                end.message
-            );
+            let text = ended(end);
             once(
                 memory,
                 "exited",
@@ -252,17 +245,34 @@ fn pull(
         }
         Part::Blocked { reason, message } | Part::Failed { reason, message, .. } => {
             *since = None;
-            if reason != "Resolving" && memory.told.get(key) != Some(message) {
-                memory.told.insert(key, message.clone());
+            // One failure is told once, and not again at each of its many tries.
+            let alone = without_next_try(message).to_owned();
+            if reason != "Resolving" && memory.told.get(key) != Some(&alone) {
                 notes.push(Note {
                     warning: true,
                     reason: reason.clone(),
                     action: "Pulling",
-                    note: message.clone(),
+                    note: alone.clone(),
                 });
+                memory.told.insert(key, alone);
             }
         }
-        Part::Idle { .. } => {}
+        Part::Idle { .. } | Part::Unknown { .. } => {}
+    }
+}
+
+/// How a run ended, in one sentence. The exit code stands behind what was said, unless it is part of it; a clean
+/// one goes without saying.
+fn ended(end: &Termination) -> String {
+    let said = match end.message.as_str() {
+        "" => end.reason.to_string(),
+        message => format!("{}: {message}", end.reason),
+    };
+    match end.exit_code {
+        Some(code) if code != 0 && !end.message.contains(&format!("status {code}")) => {
+            format!("{said}; the exit code was {code}")
+        }
+        _ => said,
     }
 }
 
@@ -323,6 +333,42 @@ mod tests {
         assert_eq!(tell(&mut memory, &failed("a"), start, 1), ["NotFound"]);
         assert!(tell(&mut memory, &failed("a"), start, 2).is_empty());
         assert_eq!(tell(&mut memory, &failed("b"), start, 3), ["NotFound"]);
+    }
+
+    #[test]
+    fn tries_of_one_failure_are_one_event_whatever_the_time_of_the_next() {
+        let mut memory = Memory::default();
+        let blocked = |at: u64| Part::Blocked {
+            reason: "Unavailable".into(),
+            message: vmlet_crds::with_next_try("refused", SystemTime::UNIX_EPOCH + Duration::from_secs(at)),
+        };
+        let start = Decision::Start { declared: true };
+        assert_eq!(tell(&mut memory, &blocked(10), start, 1), ["Unavailable"]);
+        assert!(tell(&mut memory, &blocked(30), start, 11).is_empty());
+    }
+
+    #[test]
+    fn an_end_is_told_in_one_sentence_that_does_not_contradict_itself() {
+        use vmlet_machines::TerminationReason as R;
+        let end = |reason, exit_code, message: &str| {
+            ended(&Termination {
+                run: 1,
+                reason,
+                exit_code,
+                message: message.to_owned(),
+                finished_at: SystemTime::UNIX_EPOCH,
+            })
+        };
+        let asked = "it stopped as asked";
+        assert_eq!(
+            end(R::Stopped, Some(1), asked),
+            "Stopped: it stopped as asked; the exit code was 1"
+        );
+        assert_eq!(end(R::Stopped, Some(0), asked), "Stopped: it stopped as asked");
+        assert_eq!(end(R::Stopped, None, asked), "Stopped: it stopped as asked");
+        let failed = "the workload ended with status 3";
+        assert_eq!(end(R::Error, Some(3), failed), format!("Error: {failed}"));
+        assert_eq!(end(R::Completed, Some(0), ""), "Completed");
     }
 
     #[test]

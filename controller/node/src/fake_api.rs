@@ -1,15 +1,19 @@
 //! A Kubernetes API for tests: objects in memory, by path, and a log of what was asked. It knows what the
-//! agent and the controller use: get, list, create, replace, JSON patch, merge and apply, delete.
+//! agent and the controller use: get, list, watch, create, replace, JSON patch, merge and apply, delete; of selectors
+//! that of a name.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::stream::{self, BoxStream, StreamExt};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Either, Full, StreamBody};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
 
 /// The API. Clones share their state.
 #[derive(Clone, Default)]
@@ -17,12 +21,27 @@ pub struct FakeApi {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
+type Events = StreamBody<BoxStream<'static, Result<Frame<bytes::Bytes>, Infallible>>>;
+
 struct State {
     objects: BTreeMap<String, Value>,
     log: Vec<(Method, String, Value)>,
     version: u64,
     answer: Option<(StatusCode, Value)>,
+    /// Path and object of every write.
+    changes: broadcast::Sender<(String, Value)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            version: 0,
+            answer: None,
+            changes: broadcast::Sender::new(256),
+        }
+    }
 }
 
 impl FakeApi {
@@ -40,11 +59,20 @@ impl FakeApi {
                     .get("content-type")
                     .and_then(|v| v.to_str().ok())
                     .unwrap_or("");
-                let (status, answer) = api.answer(&parts.method, parts.uri.path(), kind, body);
+                let query = parts.uri.query().unwrap_or_default();
+                let (status, body) = if query.contains("watch=true") {
+                    (StatusCode::OK, Either::Right(api.watch(parts.uri.path(), query)))
+                } else {
+                    let (status, mut answer) = api.answer(&parts.method, parts.uri.path(), kind, body);
+                    if let (Some(name), Some(items)) = (selected(query), answer["items"].as_array_mut()) {
+                        items.retain(|item| item["metadata"]["name"] == name);
+                    }
+                    (status, Either::Left(Full::new(bytes::Bytes::from(answer.to_string()))))
+                };
                 let response = Response::builder()
                     .status(status)
                     .header("content-type", "application/json")
-                    .body(Full::new(bytes::Bytes::from(answer.to_string())))
+                    .body(body)
                     .expect("a response");
                 Ok::<_, Infallible>(response)
             }
@@ -97,6 +125,43 @@ impl FakeApi {
             .collect();
         events.sort();
         events.into_iter().map(|(_, reason, note)| (reason, note)).collect()
+    }
+
+    /// What was written to a collection after the version that the query names, for ever.
+    fn watch(&self, collection: &str, query: &str) -> Events {
+        let state = self.state();
+        let version = |object: &Value| {
+            let text = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+            text.parse::<u64>().unwrap_or_default()
+        };
+        let from = query.split('&').find_map(|p| p.strip_prefix("resourceVersion="));
+        let from: u64 = from.and_then(|v| v.parse().ok()).unwrap_or_default();
+        let (collection, name) = (collection.to_owned(), selected(query).map(str::to_owned));
+        let wanted = move |path: &str| {
+            let (parent, last) = path.rsplit_once('/').unwrap_or_default();
+            parent == collection && name.as_deref().is_none_or(|name| name == last)
+        };
+        let of_before = state
+            .objects
+            .iter()
+            .filter(|(path, object)| wanted(path) && version(object) > from);
+        let before: Vec<Value> = of_before.map(|(_, object)| object.clone()).collect();
+        let after = stream::unfold(state.changes.subscribe(), move |mut changes| {
+            let wanted = wanted.clone();
+            async move {
+                loop {
+                    let (path, object) = changes.recv().await.ok()?;
+                    if wanted(&path) {
+                        return Some((object, changes));
+                    }
+                }
+            }
+        });
+        let event = |object| {
+            let event = json!({"type": "MODIFIED", "object": object});
+            Ok(Frame::data(bytes::Bytes::from(format!("{event}\n"))))
+        };
+        StreamBody::new(stream::iter(before).chain(after).map(event).boxed())
     }
 
     fn answer(&self, method: &Method, path: &str, kind: &str, body: Value) -> (StatusCode, Value) {
@@ -165,6 +230,8 @@ impl State {
         } else {
             self.objects.insert(path.to_owned(), object.clone());
         }
+        // Nobody may be watching.
+        let _ = self.changes.send((path.to_owned(), object.clone()));
         object
     }
 
@@ -184,6 +251,12 @@ impl State {
             .collect();
         json!({"metadata": {"resourceVersion": self.version.to_string()}, "items": items})
     }
+}
+
+/// The name that a field selector asks for.
+fn selected(query: &str) -> Option<&str> {
+    let selector = query.split('&').find_map(|p| p.strip_prefix("fieldSelector="))?;
+    selector.strip_prefix("metadata.name%3D")
 }
 
 /// Whether a path names all objects of a kind: the last word is a plural, not a name.

@@ -16,6 +16,21 @@ pub fn new_seed() -> Option<String> {
     Some(STANDARD.encode(seed))
 }
 
+/// Where the guest finds the private half.
+const PRIVATE: [&str; 2] = [
+    "/etc/ssh/ssh_host_ed25519_key",
+    "/etc/dropbear/dropbear_ed25519_host_key",
+];
+
+/// The public half, as a known_hosts file has it behind the name of the host. `None` when the seed is damaged,
+/// and when the user's own `files` replace the key.
+pub fn public<'a>(seed: &str, files: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let replaced = files.into_iter().any(|path| PRIVATE.contains(&path));
+    let made = (!replaced).then(|| self::files(seed)).flatten()?;
+    let public = made.iter().find(|file| file.path.ends_with(".pub"))?;
+    Some(String::from_utf8_lossy(&public.content.0).trim().to_owned())
+}
+
 /// The host key files for a seed. `None` when the seed is damaged.
 pub fn files(seed: &str) -> Option<Vec<GuestFile>> {
     let seed: [u8; 32] = STANDARD.decode(seed).ok()?.try_into().ok()?;
@@ -66,13 +81,13 @@ pub fn files(seed: &str) -> Option<Vec<GuestFile>> {
         gid: 0,
     };
     Some(vec![
-        file("/etc/ssh/ssh_host_ed25519_key", pem.into_bytes(), 0o600),
+        file(PRIVATE[0], pem.into_bytes(), 0o600),
         file(
             "/etc/ssh/ssh_host_ed25519_key.pub",
             format!("ssh-ed25519 {}\n", STANDARD.encode(blob)).into_bytes(),
             0o644,
         ),
-        file("/etc/dropbear/dropbear_ed25519_host_key", dropbear, 0o600),
+        file(PRIVATE[1], dropbear, 0o600),
     ])
 }
 
@@ -111,6 +126,18 @@ mod tests {
             }
             Err(_) => println!("skipped the comparison: ssh-keygen is not installed"),
         }
+    }
+
+    #[test]
+    fn the_public_half_is_told_unless_the_user_replaces_the_key() {
+        let seed = STANDARD.encode([7_u8; 32]);
+        let told = public(&seed, ["/etc/motd"]).expect("a sound seed");
+        assert_eq!(
+            format!("{told}\n").into_bytes(),
+            files(&seed).expect("a sound seed")[1].content.0
+        );
+        assert_eq!(public(&seed, ["/etc/motd", "/etc/ssh/ssh_host_ed25519_key"]), None);
+        assert_eq!(public("damaged", []), None);
     }
 
     #[test]

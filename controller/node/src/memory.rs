@@ -37,6 +37,8 @@ pub struct Record {
     pub counted_run: u64,
     /// Seed of the guest's ssh host key, base64. It belongs to the VM, not to its disk.
     pub host_key_seed: String,
+    /// Public half of it, as the last start gave it to the guest.
+    pub ssh_host_key: Option<String>,
     /// Since when the VM is known to be gone from the API (unix seconds).
     pub orphan_since: Option<u64>,
 }

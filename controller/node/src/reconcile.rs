@@ -214,7 +214,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                 .dereferencer
                 .kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting)
                 .await?;
-            match cx.dereferencer.authorized_keys(vm).await? {
+            match cx.dereferencer.authorized_keys(vm, uid).await? {
                 Ok(keys) => keys_known = Some(keys),
                 Err(problem) => disk_problem = Some(problem),
             }
@@ -244,6 +244,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                             record.image = found_image.pin.or_else(|| record.image.take());
                             record.kernel = found_kernel.pin;
                             record.fingerprint = fingerprint(&vm.spec, keys);
+                            let files = vm.spec.guest.files.iter().map(|file| file.path.as_str());
+                            let public = hostkey::public(&record.host_key_seed, files);
+                            record.ssh_host_key = public.filter(|_| !keys.is_empty());
                             record.restarted_at = vm.spec.restarted_at.clone();
                             if !declared {
                                 record.restart_count = record.restart_count.saturating_add(1);
@@ -269,6 +272,10 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                 .map(|reference| reference.name.clone());
             image = found_image.part;
             kernel = found_kernel.part;
+            let here = |part: &Part| matches!(part, Part::Ready { .. });
+            if here(&image) && here(&kernel) && keys_known.is_some() {
+                cx.dereferencer.secrets.forget(uid);
+            }
         }
         Decision::Stop => cx.machines.apply(uid, Goal::Stop { grace: grace(vm) }),
         Decision::Rest | Decision::Complete { .. } | Decision::Wait { .. } | Decision::Watch => {}
@@ -374,7 +381,7 @@ fn next_visit(
             Part::Waiting { .. } => wait.min(PROGRESS),
             Part::Blocked { .. } => wait.min(POLL),
             Part::Failed { retry_at, .. } => wait.min(until(*retry_at)),
-            Part::Idle { .. } | Part::Ready { .. } => wait,
+            Part::Idle { .. } | Part::Ready { .. } | Part::Unknown { .. } => wait,
         };
     }
     Action::requeue(wait)
@@ -434,6 +441,7 @@ pub fn forget(uid: &str, cx: &Context) {
     lock(&cx.memories).remove(uid);
     lock(&cx.names).remove(uid);
     lock(&cx.failures).remove(uid);
+    cx.dereferencer.secrets.forget(uid);
     cx.machines.forget(uid);
 }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use vmlet_crds::{
     BootTiming, PinnedImage, PinnedKernel, PortStatus, Protocol, Termination, VirtualMachine, VirtualMachineStatus,
-    VmmStatus,
+    VmmStatus, with_next_try,
 };
 use vmlet_machines::{Observation, Phase};
 
@@ -108,6 +108,7 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
             .unwrap_or_default(),
         ports: observation.filter(|o| alive(&o.phase)).map(ports).unwrap_or_default(),
         boot_id: observation.filter(|o| alive(&o.phase)).and_then(|o| o.boot_id.clone()),
+        ssh_host_key: record.ssh_host_key.clone(),
         start_time: observation.and_then(|o| o.started_at).map(time),
         observed_restarted_at: record.restarted_at.clone(),
         restart_count: record.restart_count,
@@ -158,9 +159,13 @@ fn part(type_: &'static str, part: &Part) -> Verdict {
         Part::Idle { digest: None } => Verdict::new(type_, UNKNOWN, "NotNeeded", "the machine is not to be started"),
         Part::Ready { digest } => Verdict::new(type_, TRUE, "Present", digest.clone()),
         Part::Waiting { reason, message } => Verdict::new(type_, FALSE, *reason, message.clone()),
-        Part::Blocked { reason, message } | Part::Failed { reason, message, .. } => {
-            Verdict::new(type_, FALSE, reason.clone(), message.clone())
-        }
+        Part::Unknown { reason, message } => Verdict::new(type_, UNKNOWN, reason.clone(), message.clone()),
+        Part::Blocked { reason, message } => Verdict::new(type_, FALSE, reason.clone(), message.clone()),
+        Part::Failed {
+            reason,
+            message,
+            retry_at,
+        } => Verdict::new(type_, FALSE, reason.clone(), with_next_try(message, *retry_at)),
     }
 }
 
@@ -283,7 +288,11 @@ fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdi
                 return no(&part.reason, part.message.clone());
             }
         }
-        return no("Starting", String::new());
+        let message = match sight.observation.and_then(|o| o.termination.as_ref()) {
+            Some(_) => format!("the last run ended: {}", last_words(sight)),
+            None => String::new(),
+        };
+        return no("Starting", message);
     }
     if guest.status != TRUE {
         let reason = if guest.reason == "Booting" {
@@ -366,157 +375,4 @@ pub fn time(at: SystemTime) -> Time {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-    use vmlet_crds::VirtualMachineSpec;
-
-    struct Case {
-        memory: Memory,
-        decision: Decision,
-        image: Part,
-        kernel: Part,
-        observation: Option<Observation>,
-        now: SystemTime,
-    }
-
-    impl Case {
-        fn new() -> Self {
-            Self {
-                memory: Memory::default(),
-                decision: Decision::Keep,
-                image: Part::Ready {
-                    digest: "sha256:1".into(),
-                },
-                kernel: Part::Ready {
-                    digest: "sha256:2".into(),
-                },
-                observation: None,
-                now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
-            }
-        }
-
-        fn phase(mut self, phase: Phase) -> Self {
-            self.observation = Some(Observation {
-                run: 1,
-                phase,
-                ..Observation::default()
-            });
-            self
-        }
-
-        fn status(&self) -> VirtualMachineStatus {
-            let vm = VirtualMachine::new("a", VirtualMachineSpec::default());
-            build(&Sight {
-                vm: &vm,
-                node: "n",
-                memory: &self.memory,
-                decision: self.decision,
-                image: &self.image,
-                kernel: &self.kernel,
-                kernel_name: Some("k"),
-                disk_problem: None,
-                observation: self.observation.as_ref(),
-                restart_required: false,
-                now: self.now,
-            })
-        }
-
-        fn ready(&self) -> (String, String) {
-            let status = self.status();
-            let ready = status
-                .conditions
-                .iter()
-                .find(|c| c.type_ == "Ready")
-                .expect("always set");
-            (ready.status.clone(), ready.reason.clone())
-        }
-    }
-
-    fn pair(status: &str, reason: &str) -> (String, String) {
-        (status.to_owned(), reason.to_owned())
-    }
-
-    #[test]
-    fn all_conditions_are_set_from_the_first_visit_on() {
-        let status = Case::new().status();
-        let types: Vec<&str> = status.conditions.iter().map(|c| c.type_.as_str()).collect();
-        assert_eq!(
-            types,
-            [
-                "Scheduled",
-                "ImageReady",
-                "KernelReady",
-                "DiskReady",
-                "NetworkReady",
-                "Running",
-                "GuestReady",
-                "RestartRequired",
-                "Completed",
-                "Ready"
-            ]
-        );
-    }
-
-    #[test]
-    fn ready_names_the_first_thing_in_the_way() {
-        let mut case = Case::new();
-        case.decision = Decision::Start { declared: true };
-        case.image = Part::Failed {
-            reason: "NotFound".into(),
-            message: "no such tag".into(),
-            retry_at: case.now,
-        };
-        assert_eq!(case.ready(), pair("False", "NotFound"));
-        case.image = Part::Waiting {
-            reason: "Pulling",
-            message: "1 of 2 MiB".into(),
-        };
-        assert_eq!(case.ready(), pair("False", "Pulling"));
-        assert_eq!(Case::new().phase(Phase::Starting).ready(), pair("False", "Booting"));
-        assert_eq!(
-            Case::new().phase(Phase::Running { guest_ready: true }).ready(),
-            pair("True", "Running")
-        );
-        let unmanageable = Case::new().phase(Phase::Unmanageable {
-            message: "its socket is gone".into(),
-        });
-        assert_eq!(unmanageable.ready(), pair("False", "Unmanageable"));
-    }
-
-    #[test]
-    fn a_machine_that_runs_stays_ready_when_its_image_cannot_be_had_any_more() {
-        let mut case = Case::new().phase(Phase::Running { guest_ready: true });
-        case.image = Part::Failed {
-            reason: "NotFound".into(),
-            message: String::new(),
-            retry_at: case.now,
-        };
-        assert_eq!(case.ready(), pair("True", "Running"));
-    }
-
-    #[test]
-    fn a_transition_time_moves_only_when_the_status_flips() {
-        let mut case = Case::new().phase(Phase::Starting);
-        let first = case.status();
-        case.memory.conditions = first.conditions.clone();
-        case.now += Duration::from_secs(60);
-        let second = case.status();
-        assert_eq!(first.conditions, second.conditions);
-        case = case.phase(Phase::Running { guest_ready: true });
-        let third = case.status();
-        let at = |s: &VirtualMachineStatus| {
-            s.conditions
-                .iter()
-                .find(|c| c.type_ == "Ready")
-                .map(|c| c.last_transition_time.clone())
-        };
-        assert_ne!(at(&third), at(&second));
-    }
-
-    #[test]
-    fn a_long_message_is_cut_at_a_character() {
-        let cut = truncated("ä".repeat(1000), 1024);
-        assert!(cut.len() <= 1024 && cut.ends_with("..."));
-    }
-}
+mod tests;

@@ -129,6 +129,73 @@ async fn missing_objects_are_named_with_their_namespace_and_where_they_are_named
 }
 
 #[tokio::test]
+async fn an_absent_image_is_one_cause_with_one_word_also_for_the_kernel_that_it_would_name() {
+    let mut world = World::new().await;
+    world.api.remove(&format!("{IMAGE}/i"));
+    world.declare_with("a", json!({"imageRef": {"name": "i"}}));
+    let status = world.until("a", |s| ready(s).1 == "ImageNotFound").await;
+    let (is, why, message) = condition(&status, "KernelReady");
+    assert_eq!((is.as_str(), why.as_str()), ("Unknown", "ImageNotFound"));
+    assert!(message.contains("image \"i\", which does not exist"), "{message}");
+    let events = world.api.events();
+    assert_eq!(events.len(), 1, "{events:?}");
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_says_when_it_is_tried_again() {
+    let mut world = World::new().await;
+    world
+        .script
+        .fail("r/i:1", Reason::Unavailable, "r/i:1: connection refused");
+    world.declare("a");
+    let status = world.until("a", |s| ready(s).1 == "Unavailable").await;
+    for type_ in ["ImageReady", "Ready"] {
+        let (_, _, message) = condition(&status, type_);
+        let (before, at) = message.split_once("; tried again at ").expect("says when");
+        assert!(before.ends_with("connection refused"), "{message}");
+        assert!(at.len() == 9 && at.ends_with('Z'), "{message}");
+    }
+    let events = world.api.events();
+    let told: Vec<_> = events.iter().filter(|(why, _)| why == "Unavailable").collect();
+    assert!(told.len() == 1 && !told[0].1.contains("tried again"), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_vm_that_a_secret_holds_up_is_woken_as_soon_as_the_secret_changes() {
+    for (spec, status, path, seen, good) in [
+        (
+            json!({"imageRef": {"name": "i"}, "kernelRef": {"name": "k"}, "guest": {"sshKeySecretRefs": [{"name": "keys"}]}}),
+            "SecretNotFound",
+            "/api/v1/namespaces/default/secrets/keys",
+            None,
+            secret(&[("id.pub", "ssh-ed25519 AAAA me\n")]),
+        ),
+        (
+            json!({"imageRef": {"name": "private"}, "kernelRef": {"name": "k"}}),
+            "PullSecretUnusable",
+            "/api/v1/namespaces/default/secrets/login",
+            Some(secret(&[("other", "x")])),
+            secret(&[(".dockerconfigjson", "{\"auths\": {}}")]),
+        ),
+    ] {
+        let mut world = World::new().await;
+        let mut image = world.api.get(&format!("{IMAGE}/i")).expect("there");
+        image["metadata"] = json!({"name": "private", "namespace": "default", "generation": 1});
+        image["spec"]["pullSecretRefs"] = json!([{"name": "login"}]);
+        world.api.put(&format!("{IMAGE}/private"), image);
+        if let Some(seen) = seen {
+            world.api.put(path, seen);
+        }
+        world.declare_with("a", spec);
+        world.until("a", |s| ready(s).1 == status).await;
+        world.api.put(path, good);
+        let woken = tokio::time::timeout(std::time::Duration::from_secs(30), world.secret_wakes.recv());
+        assert_eq!(woken.await.expect("in time"), Some(world.uid("a")), "{status}");
+        world.until("a", |s| ready(s).1 != status).await;
+    }
+}
+
+#[tokio::test]
 async fn a_disk_smaller_than_its_image_is_refused_with_both_sizes() {
     let mut world = World::new().await;
     let spec = json!({"imageRef": {"name": "i"}, "kernelRef": {"name": "k"}, "rootDisk": {"size": "1Mi"}});

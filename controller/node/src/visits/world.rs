@@ -15,7 +15,7 @@ use vmlet_artifacts::error::{PullError, Reason};
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pulls::work::{BuiltImage, BuiltKernel, Job, Output, Work, WorkContext};
 use vmlet_artifacts::types::{BootFormat, Config, ImageConfig, Interest, Resolved};
-use vmlet_crds::{VirtualMachine, VirtualMachineStatus};
+use vmlet_crds::{SecretWaits, VirtualMachine, VirtualMachineStatus};
 use vmlet_machines::Machines;
 
 use crate::dereference::Dereferencer;
@@ -113,6 +113,8 @@ pub struct World {
     pub api: FakeApi,
     pub script: Script,
     wakes: (mpsc::Receiver<Interest>, mpsc::Receiver<String>),
+    /// Uids that a secret was in the way of, once it changed.
+    pub secret_wakes: mpsc::Receiver<String>,
     _dir: tempfile::TempDir,
 }
 
@@ -129,6 +131,7 @@ impl World {
         let script = Script::default();
         let (artifact_wake, artifact_wakes) = mpsc::channel(64);
         let (machine_wake, machine_wakes) = mpsc::channel(64);
+        let (secret_wake, secret_wakes) = mpsc::channel(64);
         let mut config = Config::new(dir.path().join("artifacts"));
         config.platform = "linux/amd64".to_owned();
         let artifacts = Artifacts::open_with(&config, Arc::new(script.clone()), artifact_wake)
@@ -146,6 +149,7 @@ impl World {
             dereferencer: Dereferencer {
                 client: api.client(),
                 artifacts,
+                secrets: SecretWaits::new(api.client(), secret_wake),
             },
             machines,
             records: Records::open(dir.path().join("node/vms")).expect("opens"),
@@ -177,6 +181,7 @@ impl World {
             api,
             script,
             wakes: (artifact_wakes, machine_wakes),
+            secret_wakes,
             _dir: dir,
         }
     }
