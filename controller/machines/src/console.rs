@@ -1,4 +1,4 @@
-//! The console log of one machine: two files of bounded size.
+//! The console log of one machine: two files of bounded size for its latest run, and two for the run before.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,10 +9,14 @@ use crate::directory::MachineDir;
 
 /// The newest output.
 pub const LOG: &str = "console.log";
-/// What was before it.
-pub const PREVIOUS: &str = "console.log.1";
+/// What was before it in the same run.
+pub const OLDER: &str = "console.log.1";
+/// [`LOG`] as it was when the run before ended.
+pub const PREVIOUS_LOG: &str = "previous.log";
+/// [`OLDER`] as it was when the run before ended.
+pub const PREVIOUS_OLDER: &str = "previous.log.1";
 
-/// Writes a machine's console output, at most twice `limit` bytes of it.
+/// Writes a machine's console output, at most twice `limit` bytes of a run, and keeps two runs.
 #[derive(Debug)]
 pub struct ConsoleLog {
     dir: MachineDir,
@@ -41,23 +45,39 @@ impl ConsoleLog {
         let length = |name| std::fs::metadata(dir.file(name)).map_or(0, |m| m.len());
         ConsoleLog {
             length: length(LOG),
-            before: length(PREVIOUS),
+            before: length(OLDER),
             file: None,
             dir,
             limit,
         }
     }
 
-    /// Begins a new file, so that a run starts at the top of one.
-    pub fn rotate(&mut self) -> io::Result<()> {
+    /// Begins a new run: what is there becomes the log of the run before.
+    pub fn begin_run(&mut self) -> io::Result<()> {
         self.file = None;
-        match std::fs::rename(self.dir.file(LOG), self.dir.file(PREVIOUS)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        // The older half first: cut off after it, what is repeated at the next start loses nothing of this run.
+        for (from, to) in [(OLDER, PREVIOUS_OLDER), (LOG, PREVIOUS_LOG)] {
+            if !self.renamed(from, to)? {
+                gone(std::fs::remove_file(self.dir.file(to)))?;
+            }
         }
         self.before += self.length;
         self.length = 0;
         Ok(())
+    }
+
+    /// Begins a new file in the same run.
+    fn rotate(&mut self) -> io::Result<()> {
+        self.file = None;
+        self.renamed(LOG, OLDER)?;
+        self.before += self.length;
+        self.length = 0;
+        Ok(())
+    }
+
+    /// Whether there was anything to rename.
+    fn renamed(&self, from: &str, to: &str) -> io::Result<bool> {
+        gone(std::fs::rename(self.dir.file(from), self.dir.file(to)))
     }
 
     /// Adds output.
@@ -91,7 +111,7 @@ impl ConsoleLog {
     pub fn reader(&self) -> ConsoleReader {
         ConsoleReader {
             log: self.dir.file(LOG),
-            previous: self.dir.file(PREVIOUS),
+            previous: self.dir.file(OLDER),
             before: self.before,
             length: self.length,
         }
@@ -132,6 +152,15 @@ impl ConsoleReader {
     }
 }
 
+/// False: what was to be changed was not there.
+fn gone(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn read_file(path: &std::path::Path, from: u64) -> io::Result<Vec<u8>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -162,7 +191,7 @@ mod tests {
             log.append(format!("{n:06}\n").as_bytes()).expect("writes");
         }
         log.append(&[b'x'; 2500]).expect("writes");
-        let sizes: Vec<u64> = [LOG, PREVIOUS]
+        let sizes: Vec<u64> = [LOG, OLDER]
             .iter()
             .map(|n| std::fs::metadata(root.path().join("m").join(n)).expect("there").len())
             .collect();
@@ -196,5 +225,31 @@ mod tests {
         let mut log = log(root.path(), 100);
         log.append(b"two").expect("writes");
         assert_eq!(log.reader().read(0).expect("reads").bytes, b"one two");
+    }
+    #[test]
+    fn a_new_run_begins_a_log_and_keeps_the_one_before() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut log = log(root.path(), 10);
+        let kept = |name| std::fs::read_to_string(root.path().join("m").join(name)).ok();
+        for part in ["first old ", "first new"] {
+            log.append(part.as_bytes()).expect("writes");
+        }
+        let end = log.reader().read(0).expect("reads").next;
+        log.begin_run().expect("begins");
+        assert_eq!(log.reader().read(0).expect("reads").bytes, b"");
+        log.append(b"second").expect("writes");
+        let chunk = log.reader().read(0).expect("reads");
+        assert_eq!((chunk.offset, chunk.bytes.as_slice()), (end, b"second".as_slice()));
+        let previous = [PREVIOUS_OLDER, PREVIOUS_LOG].map(kept);
+        assert_eq!(previous, [Some("first old ".into()), Some("first new".into())]);
+        // Of the run before the last nothing is left.
+        log.begin_run().expect("begins");
+        assert_eq!(
+            [PREVIOUS_OLDER, PREVIOUS_LOG, LOG].map(kept),
+            [None, Some("second".into()), None]
+        );
+        // A run that printed nothing has an empty log, not that of an earlier one.
+        log.begin_run().expect("begins");
+        assert_eq!([PREVIOUS_OLDER, PREVIOUS_LOG].map(kept), [None, None]);
     }
 }

@@ -30,7 +30,7 @@ pub struct Config {
     pub guest_deadline: Duration,
     /// How long a running VMM may take for one answer.
     pub call_timeout: Duration,
-    /// Bytes per console log file; two are kept per machine.
+    /// Bytes per console log file; two are kept of each of the last two runs.
     pub console_limit: u64,
     /// Use this initrd for every machine rather than one built for its kernel. It must hold vmlet-init.
     pub initrd: Option<PathBuf>,

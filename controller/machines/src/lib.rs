@@ -26,7 +26,7 @@ mod terminal;
 
 pub use console::ConsoleChunk;
 pub use host::Config;
-pub use machines::{Machines, OpenError, console_files};
+pub use machines::{ConsoleFiles, Machines, OpenError, console_files};
 pub use observation::{DiskInfo, Observation, Phase, PortStatus, Termination, TerminationReason, Timing, VmmInfo};
 pub use probe::{AcceleratorChoice, Finding, HostFacts, Level, Qemu, probe};
 pub use qemu::argv::Accelerator;

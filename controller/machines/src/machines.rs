@@ -204,11 +204,6 @@ impl Machines {
         read.map_err(io::Error::other)?.map(Some)
     }
 
-    /// The files of a machine's console log, newest first. They are rotated by renaming.
-    pub fn console_files(&self, uid: &str) -> Option<[PathBuf; 2]> {
-        console_files(&self.inner.host.config.dir, uid)
-    }
-
     /// What was found on this host when this was opened.
     pub fn facts(&self) -> &HostFacts {
         &self.inner.host.facts
@@ -308,12 +303,21 @@ fn unusable(error: &io::Error) -> Handle {
     })
 }
 
-/// The files of a machine's console log below a directory of machines, newest first, for a process that is
-/// not their agent. None: this is no uid.
-pub fn console_files(machines: &std::path::Path, uid: &str) -> Option<[PathBuf; 2]> {
-    if !is_uid(uid) {
-        return None;
-    }
-    let dir = MachineDir::new(machines, uid);
-    Some([dir.file(crate::console::LOG), dir.file(crate::console::PREVIOUS)])
+/// The files of a machine's console log below a directory of machines.
+#[derive(Clone, Debug)]
+pub struct ConsoleFiles {
+    /// Of the latest run, newest first. They are rotated by renaming.
+    pub latest: [PathBuf; 2],
+    /// Of the run before, newest first.
+    pub previous: [PathBuf; 2],
+}
+
+/// Where a machine's console log lies, for a process that is not their agent. None: this is no uid.
+pub fn console_files(machines: &std::path::Path, uid: &str) -> Option<ConsoleFiles> {
+    use crate::console::{LOG, OLDER, PREVIOUS_LOG, PREVIOUS_OLDER};
+    let dir = is_uid(uid).then(|| MachineDir::new(machines, uid))?;
+    Some(ConsoleFiles {
+        latest: [LOG, OLDER].map(|name| dir.file(name)),
+        previous: [PREVIOUS_LOG, PREVIOUS_OLDER].map(|name| dir.file(name)),
+    })
 }

@@ -173,7 +173,7 @@ fn qemu_finding(qemu: &Result<Qemu, String>) -> Finding {
             name: "QEMU",
             level: Level::Failure,
             message: why.clone(),
-            remedy: Some("install it (Debian: apt install qemu-system-x86) or name it with --qemu".to_owned()),
+            remedy: Some("install it (Debian: apt install qemu-system-x86), or put its directory into PATH".to_owned()),
         },
     }
 }
@@ -312,5 +312,8 @@ mod tests {
         let finding = &facts.findings[0];
         assert_eq!((finding.name, finding.level), ("QEMU", Level::Failure));
         assert!(finding.message.contains("/nonexistent/qemu") && finding.remedy.is_some());
+        for finding in facts.findings.iter().filter(|finding| finding.level != Level::Ok) {
+            assert!(finding.remedy.is_some(), "{finding:?}");
+        }
     }
 }

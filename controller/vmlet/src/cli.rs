@@ -53,6 +53,12 @@ pub enum Command {
     Kernel(Kernel),
     /// Print what a VM wrote to its console.
     Logs(Logs),
+    /// Type at a VM's interactive console: a shell, or the login of the image's own init. Ctrl-] leaves.
+    ///
+    /// It is the guest's /dev/hvc0, beside the console that `vmlet logs` shows, and works without network and ssh keys,
+    /// on the node of the VM, as the user of the agent. With a pipe as standard input its lines are typed, and the answers
+    /// printed. The exit status is 0 after leaving, 1 when there is no such console or the machine stopped meanwhile.
+    Console(Console),
     /// Open a shell in a VM, or run a command there, through its forwarded ssh port.
     Ssh(Ssh),
 }
@@ -155,9 +161,12 @@ pub enum Image {
 pub struct ImageBuild {
     /// Reference of the image, for example docker.io/library/debian:bookworm.
     pub reference: String,
-    /// File to write.
+    /// File to write. It must not exist.
     #[arg(long, short)]
     pub output: PathBuf,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    pub force: bool,
     /// Size of the disk, for example 2Gi. Defaults to what the contents need, with some space to spare.
     #[arg(long)]
     pub size: Option<String>,
@@ -210,9 +219,29 @@ pub struct Logs {
     /// Which VM.
     #[command(flatten)]
     pub vm: VmArgs,
-    /// Go on as the guest writes.
+    /// Go on as the guest writes, across restarts, until the VM is deleted.
     #[arg(long, short)]
     pub follow: bool,
+    /// Print the log of the run before the latest one.
+    #[arg(long, short, conflicts_with = "follow")]
+    pub previous: bool,
+    /// Print the last lines only, this many.
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// The data directory of the agent on this machine.
+    #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+}
+
+/// Settings of `vmlet console`.
+#[derive(Clone, Debug, Args)]
+pub struct Console {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// When the input is a pipe and has ended: leave once the guest has been silent for so many seconds.
+    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    pub linger: u64,
     /// The data directory of the agent on this machine.
     #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,

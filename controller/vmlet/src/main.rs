@@ -3,10 +3,13 @@
 mod admin;
 mod check;
 mod cli;
+mod console;
 mod image;
 mod kernel;
+mod logs;
 mod node;
 mod setup;
+mod ssh;
 mod standalone;
 mod vm;
 
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
     match setup::run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vmlet: {error:#}");
+            eprintln!("vmlet: {}", setup::causes(&error));
             ExitCode::FAILURE
         }
     }

@@ -50,10 +50,25 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Check(args) => crate::check::run(&args),
             Command::Image(Image::Build(args)) => crate::image::build(args).await.map(|()| ExitCode::SUCCESS),
             Command::Kernel(Kernel::Package(args)) => crate::kernel::package(&args).map(|()| ExitCode::SUCCESS),
-            Command::Logs(args) => crate::vm::logs(args).await.map(|()| ExitCode::SUCCESS),
-            Command::Ssh(args) => crate::vm::ssh(args).await,
+            Command::Logs(args) => crate::logs::logs(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Console(args) => crate::console::console(args).await,
+            Command::Ssh(args) => crate::ssh::ssh(args).await,
         }
     })
+}
+
+/// An error and its causes in one line, each once: many libraries' messages hold those of their causes already.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.is_empty() {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
 }
 
 fn crds() -> Result<ExitCode> {
@@ -107,4 +122,31 @@ pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
     Ok(builder
         .with_layer(&tower::timeout::TimeoutLayer::new(API_TIMEOUT))
         .build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let io = || std::io::Error::new(std::io::ErrorKind::AddrInUse, "address in use");
+        let plain = anyhow::Error::from(io()).context("--listen 127.0.0.1:1");
+        assert_eq!(causes(&plain), "--listen 127.0.0.1:1: address in use");
+        // As of a library whose message holds its source's.
+        #[derive(Debug)]
+        struct Telling(std::io::Error);
+        impl std::fmt::Display for Telling {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "cannot listen: {}", self.0)
+            }
+        }
+        impl std::error::Error for Telling {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let telling = anyhow::Error::from(Telling(io())).context("the API");
+        assert_eq!(causes(&telling), "the API: cannot listen: address in use");
+    }
 }

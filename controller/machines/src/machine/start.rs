@@ -90,7 +90,7 @@ impl Machine {
         let host = self.host.clone();
         let qemu = host.facts.qemu.clone()?;
         let accelerator = host.facts.accelerator.clone()?;
-        if let Err(error) = self.console.rotate() {
+        if let Err(error) = self.console.begin_run() {
             tracing::warn!(uid = self.uid, %error, "the console log was not rotated");
         }
         self.note("prepared");
