@@ -35,9 +35,11 @@ pub struct SecretWaits(Arc<Inner>);
 struct Inner {
     client: Client,
     wake: mpsc::Sender<String>,
-    /// By who waits, and the secret's name.
-    waits: Mutex<HashMap<(String, String), (SeenSecret, AbortOnDropHandle<()>)>>,
+    waits: Mutex<Waits>,
 }
+
+/// By who waits, and the secret's name.
+type Waits = HashMap<(String, String), (SeenSecret, AbortOnDropHandle<()>)>;
 
 impl SecretWaits {
     /// Watches with `client`; who waits is told on `wake`.
@@ -79,7 +81,7 @@ impl SecretWaits {
         self.waits().retain(|(waiting, _), _| waiting != who);
     }
 
-    fn waits(&self) -> MutexGuard<'_, HashMap<(String, String), (SeenSecret, AbortOnDropHandle<()>)>> {
+    fn waits(&self) -> MutexGuard<'_, Waits> {
         self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -59,6 +59,23 @@ async fn a_tag_a_repository_or_a_blob_that_is_not_there_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_down_is_told_by_its_first_cause_with_what_to_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let source = Source::Oci {
+        // Nobody listens on tcpmux.
+        reference: "127.0.0.1:1/app:1".into(),
+        platform: None,
+    };
+    let failure = image(&artifacts, &mut woken, "vm", source).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("Unavailable", false));
+    let begin = "127.0.0.1:1/app:1: no connection: Connection refused";
+    assert!(failure.message.starts_with(begin), "{failure:?}");
+    assert!(failure.message.contains("check that the server runs"), "{failure:?}");
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refused() {
     let image = Image::usual();
     let manifest = image.manifest.clone();

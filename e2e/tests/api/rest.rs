@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         a_status_update_leaves_spec_and_generation,
         a_status_apply_is_owned_by_its_manager,
         an_apply_without_a_manager_is_refused,
+        applies_that_create_one_object_at_once_all_succeed,
         an_apply_with_another_uid_is_refused,
         a_status_apply_ignores_the_uid_and_heeds_the_version,
         a_delete_with_another_uid_conflicts,
@@ -170,6 +171,26 @@ async fn a_status_apply_is_owned_by_its_manager(cx: Cx) -> Result<()> {
             .any(|entry| entry.manager.as_deref() == Some("one") && entry.subresource.as_deref() == Some("status")),
         "{fields:?}"
     );
+    Ok(())
+}
+
+async fn applies_that_create_one_object_at_once_all_succeed(cx: Cx) -> Result<()> {
+    for round in 0..5 {
+        let name = format!("a{round}");
+        let widgets = cx.widgets();
+        let apply = |manager: usize| {
+            let (widgets, name) = (widgets.clone(), name.clone());
+            async move {
+                let note = format!("by-{manager}");
+                let object = widget(&name, json!({"size": 1, "notes": {(note): "x"}}));
+                let params = PatchParams::apply(&format!("manager-{manager}"));
+                widgets.patch(&name, &params, &Patch::Apply(&object)).await
+            }
+        };
+        futures::future::try_join_all((0..8).map(apply)).await?;
+        let notes = widgets.get(&name).await?.data["spec"]["notes"].clone();
+        ensure!(notes.as_object().is_some_and(|n| n.len() == 8), "{notes}");
+    }
     Ok(())
 }
 

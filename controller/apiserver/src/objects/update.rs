@@ -125,12 +125,17 @@ async fn run(call: &Call, name: &str, write: &Write) -> Result<Answer, Failure> 
     for _ in 0..RACES {
         let stored = call.server.store.get(&call.key(name)).await?;
         let Some(stored) = stored else {
-            return match write {
-                Write::Apply { config, force } if call.place.subresource.is_none() => {
-                    create_by_apply(call, name, config, *force).await
-                }
-                _ => Err(Failure::not_found(&call.subject(name))),
+            let Write::Apply { config, force } = write else {
+                return Err(Failure::not_found(&call.subject(name)));
             };
+            if call.place.subresource.is_some() {
+                return Err(Failure::not_found(&call.subject(name)));
+            }
+            match create_by_apply(call, name, config, *force).await {
+                // Somebody else was faster: it is an update now.
+                Err(failure) if failure.reason == "AlreadyExists" => continue,
+                answer => return answer,
+            }
         };
         let live = call.served(stored.value()?);
         match once(call, name, write, &live, stored.version).await? {

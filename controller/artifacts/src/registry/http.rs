@@ -263,15 +263,20 @@ pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
     } else {
         Reason::Unavailable
     };
-    let mut message = format!("{name}: {error}");
+    let mut causes = vec![error.to_string()];
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
         if inner.is::<Forbidden>() {
             reason = Reason::BadReference;
         }
-        message = format!("{message}: {inner}");
+        causes.push(inner.to_string());
         cause = inner.source();
     }
+    // Of a failed connection the libraries' own words say nothing; its first cause does.
+    let mut message = match causes.last() {
+        Some(first) if error.is_connect() => format!("{name}: no connection: {first}"),
+        _ => format!("{name}: {}", causes.join(": ")),
+    };
     if reason == Reason::Unavailable {
         message.push_str(REACH);
     }

@@ -182,7 +182,10 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
         there.dedup();
         PullError::new(
             Reason::UnsupportedPlatform,
-            format!("there is no image for {wanted}; there are: {}", there.join(", ")),
+            format!(
+                "there is no image for {wanted}; there are: {}; build it for that, or set platform",
+                there.join(", ")
+            ),
         )
     })
 }

@@ -282,6 +282,31 @@ fn a_disk_whose_directory_was_removed_by_hand_counts_as_absent_and_is_made_again
 }
 
 #[test]
+fn logins_are_remembered_up_to_a_bound_and_that_anybody_may_have_it_for_ever() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path());
+    pull(&store, &id(1)).unwrap();
+    store.grant(&id(1), crate::pulls::identity::ANYBODY).unwrap();
+    // As many as there may be, at once: one by one would be a thousand fsyncs.
+    let many = (0..998).map(|n| format!("credentials:{n:04}"));
+    store.index().artefacts.get_mut(&id(1)).unwrap().proofs.extend(many);
+    for n in 0..3 {
+        store.grant(&id(1), &format!("credentials:new {n}")).unwrap();
+    }
+    drop(store);
+    let store = open(temp.path());
+    let proofs = store.index().artefacts[&id(1)].proofs.clone();
+    assert_eq!(proofs.len(), 1000);
+    for kept in [
+        crate::pulls::identity::ANYBODY,
+        "credentials:new 0",
+        "credentials:new 2",
+    ] {
+        assert!(proofs.contains(kept), "{kept}");
+    }
+}
+
+#[test]
 fn a_disk_damaged_while_running_is_set_aside_and_counts_as_absent() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path());

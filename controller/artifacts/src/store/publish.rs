@@ -8,6 +8,10 @@ use std::time::SystemTime;
 
 use super::record::{self, AccessRecord, Content, FileRecord, IntentRecord, RECORD, Record, VERSION};
 use super::{Entry, Id, Store, file_name, files, open};
+use crate::pulls::identity::ANYBODY;
+
+/// Logins that are remembered with one artefact.
+const MOST_PROOFS: usize = 1000;
 
 /// A pull under way: its intent is on disk, its directory is private.
 #[derive(Debug)]
@@ -148,12 +152,19 @@ impl Store {
         let Some(mut proofs) = self.index().artefacts.get(id).map(|e| e.proofs.clone()) else {
             return Ok(());
         };
-        if !proofs.insert(proof.to_string()) {
+        if proofs.contains(proof) {
             return Ok(());
         }
-        self.write_access(id, proofs)?;
+        // Logins that are renewed every day add up. One that is forgotten is asked about once more.
+        while proofs.len() >= MOST_PROOFS
+            && let Some(one) = proofs.iter().find(|p| *p != ANYBODY).cloned()
+        {
+            proofs.remove(&one);
+        }
+        proofs.insert(proof.to_string());
+        self.write_access(id, proofs.clone())?;
         if let Some(entry) = self.index().artefacts.get_mut(id) {
-            entry.proofs.insert(proof.to_string());
+            entry.proofs = proofs;
         }
         Ok(())
     }
