@@ -340,6 +340,7 @@ async fn beat(cx: Arc<Context>, facts: NodeFacts, back: mpsc::Sender<()>, shutdo
         }
         match vmnode::heartbeat(&cx, &facts, &mut conditions).await {
             Ok(()) => {
+                cx.metrics.heartbeat_written();
                 // Full: they are about to be looked at anyway.
                 if last.elapsed() >= vmnode::LOST {
                     let _ = back.try_send(());

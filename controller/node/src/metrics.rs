@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -18,6 +18,8 @@ pub struct Metrics {
     failures: Counter,
     starts: Counter,
     running: Gauge<i64, std::sync::atomic::AtomicI64>,
+    /// Seconds since 1970; 0 before the first.
+    heartbeat: Gauge<f64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -43,14 +45,26 @@ impl Default for Metrics {
             "Virtual machines that run on this node",
             running.clone(),
         );
+        let heartbeat = Gauge::default();
+        registry.register(
+            "heartbeat_timestamp_seconds",
+            "When the API last accepted this node's heartbeat, in seconds since 1970",
+            heartbeat.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             duration,
             failures,
             starts,
             running,
+            heartbeat,
         }
     }
+}
+
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }
 
 /// Records the duration of a visit when dropped, so that early returns count.
@@ -85,6 +99,23 @@ impl Metrics {
         self.running.set(count);
     }
 
+    pub(crate) fn heartbeat_written(&self) {
+        self.heartbeat.set(now());
+    }
+
+    /// Why this node may count as lost: its heartbeat is missing or too old. None: it is fresh.
+    pub fn heartbeat_problem(&self) -> Option<String> {
+        let last = self.heartbeat.get();
+        let age = now() - last;
+        if last == 0.0 {
+            Some("none has been written yet".to_owned())
+        } else if age > crate::vmnode::LOST.as_secs_f64() {
+            Some(format!("the last one was written {age:.0} s ago; the log says why"))
+        } else {
+            None
+        }
+    }
+
     /// All metrics as text, for `/metrics`.
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -92,5 +123,20 @@ impl Metrics {
             Ok(()) => text,
             Err(_) => String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_whose_heartbeat_is_old_or_missing_says_so() {
+        let metrics = Metrics::default();
+        assert!(metrics.heartbeat_problem().is_some_and(|why| why.contains("none")));
+        metrics.heartbeat_written();
+        assert_eq!(metrics.heartbeat_problem(), None);
+        metrics.heartbeat.set(now() - 100.0);
+        assert!(metrics.heartbeat_problem().is_some_and(|why| why.contains("100 s ago")));
     }
 }

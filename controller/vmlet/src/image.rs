@@ -1,11 +1,11 @@
 //! `vmlet image build`.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use anyhow::{Context as _, Result, bail};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use vmlet_artifacts::docker_config;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
@@ -27,6 +27,7 @@ pub async fn build(args: ImageBuild) -> Result<()> {
                 .with_context(|| format!("--size {text:?} is not a size such as 2Gi"))?,
         ),
     };
+    may_be_written(&args.output, args.force)?;
     let authfile = args
         .authfile
         .clone()
@@ -55,13 +56,26 @@ pub async fn build(args: ImageBuild) -> Result<()> {
     shown.abort();
     let disk = result.with_context(|| args.reference.clone())?;
     println!(
-        "{} {} MiB ({} MiB on disk) {}",
+        "{} {} ({} on disk) {}",
         args.output.display(),
-        disk.size_bytes >> 20,
-        disk.allocated_bytes >> 20,
+        HumanBytes(disk.size_bytes),
+        HumanBytes(disk.allocated_bytes),
         disk.digest
     );
     Ok(())
+}
+
+/// Refuses to replace what nobody asked to have replaced, before anything is pulled.
+fn may_be_written(output: &Path, force: bool) -> Result<()> {
+    let shown = output.display();
+    match output.symlink_metadata() {
+        // The new file takes the name: of a device or a directory that is never meant.
+        Ok(there) if !there.is_file() => bail!("{shown} exists and is not a plain file: give --output another name"),
+        Ok(_) if !force => bail!("{shown} exists: give --output another name, or --force to replace it"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("--output {shown}")),
+    }
 }
 
 /// A bar on a terminal, plain lines in a pipe. Ends by being aborted.
@@ -82,6 +96,30 @@ async fn show(progress: Progress, reference: String) {
     loop {
         tokio::time::sleep(LINE).await;
         let (done, total) = progress.bytes();
-        eprintln!("{reference}: {} of {} MiB", done >> 20, total >> 20);
+        match total {
+            // Not known yet.
+            0 => eprintln!("{reference}: {}", HumanBytes(done)),
+            total => eprintln!("{reference}: {} of {}", HumanBytes(done), HumanBytes(total)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_existing_file_is_replaced_only_when_that_is_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (file, link) = (dir.path().join("disk"), dir.path().join("link"));
+        may_be_written(&file, false).expect("a new file");
+        std::fs::write(&file, "precious").expect("writes");
+        let error = may_be_written(&file, false).expect_err("refused").to_string();
+        assert!(error.contains("--force"), "{error}");
+        may_be_written(&file, true).expect("asked for");
+        std::os::unix::fs::symlink("/dev/null", &link).expect("links");
+        for other in [dir.path(), &link] {
+            may_be_written(other, true).expect_err("no plain file");
+        }
     }
 }

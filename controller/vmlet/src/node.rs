@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -16,9 +15,9 @@ use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest};
 use vmlet_cluster::leader;
 use vmlet_machines::{HostFacts, Level, Machines};
 use vmlet_node::agent::{NodeCondition, NodeFacts};
-use vmlet_node::metrics::Metrics;
 use vmlet_node::{Agent, AgentConfig};
 
+use crate::admin::{Admin, Step};
 use crate::cli::{self, NodeArgs};
 
 /// Wake-ups that may be on their way at once; a sender waits beyond that. One per VM is plenty.
@@ -51,15 +50,18 @@ pub struct Wakes {
 }
 
 /// Locks and opens a data directory: adopts the machines that run, sweeps what is left over.
-pub async fn open(args: &NodeArgs) -> Result<Node> {
+pub async fn open(args: &NodeArgs, admin: &Admin) -> Result<Node> {
     let dir = &args.data_dir;
     let lock = lock(dir)?;
+    admin.done(Step::DataDirectory);
     let (machine_wake, machines_rx) = mpsc::channel(WAKES);
     let machines = Machines::open(vmlet_machines::Config::new(dir.join("machines")), machine_wake)
         .await
         .with_context(|| format!("machines below {}", dir.display()))?;
+    admin.done(Step::Machines);
     let (artifacts, [vms, images, kernels]) =
         open_artifacts(dir, args.import_dir.as_deref(), usize::from(args.max_parallel_pulls)).await?;
+    admin.done(Step::Artifacts);
     Ok(Node {
         artifacts,
         machines,
@@ -132,6 +134,7 @@ async fn open_artifacts(
 pub async fn run_agent(
     client: Client,
     args: &NodeArgs,
+    admin: Admin,
     namespace: &str,
     artifacts: Artifacts,
     machines: Machines,
@@ -140,21 +143,16 @@ pub async fn run_agent(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let name = node_name(args)?;
-    let metrics = Metrics::default();
-    let ready = Arc::new(AtomicBool::new(false));
-    if let Some(listen) = args.admin_listen {
-        crate::admin::serve(listen, metrics.clone(), Arc::clone(&ready), shutdown.clone()).await?;
-    }
     let config = AgentConfig {
         data_dir: args.data_dir.clone(),
         node: name.clone(),
         keep_unused: Duration::from_secs(u64::from(args.keep_unused_days) * 86400),
         facts: facts(args, &name, namespace, machines.facts()),
     };
-    let agent = Agent::new(client, config, artifacts, machines, metrics)?;
+    let agent = Agent::new(client, config, artifacts, machines, admin.metrics.clone())?;
     agent
         .run(vms, machine_wakes, shutdown, || {
-            ready.store(true, Ordering::Release);
+            admin.done(Step::Api);
             tracing::info!(node = name, "the agent is ready");
         })
         .await?;
@@ -163,11 +161,13 @@ pub async fn run_agent(
 
 /// `vmlet agent`.
 pub async fn agent(args: cli::Agent, shutdown: CancellationToken) -> Result<()> {
-    let node = open(&args.node).await?;
+    let admin = Admin::start(args.node.admin_listen, &shutdown).await?;
     let client = crate::setup::client(&args.api).await?;
+    let node = open(&args.node, &admin).await?;
     run_agent(
         client,
         &args.node,
+        admin,
         &args.namespace,
         node.artifacts,
         node.machines,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -62,7 +62,8 @@ pub fn causes(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        if line.is_empty() {
+        // What the context names may be what the cause begins with.
+        if line.is_empty() || text.starts_with(&format!("{line}: ")) {
             line = text;
         } else if !line.contains(&text) {
             line = format!("{line}: {text}");
@@ -105,7 +106,11 @@ fn stop_signal() -> Result<CancellationToken> {
 pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
     let mut config = match &args.kubeconfig {
         Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
+                // Its own message names the file once more.
+                KubeconfigError::ReadConfig(error, _) => anyhow::anyhow!("kubeconfig {}: {error}", path.display()),
+                error => anyhow::Error::from(error).context(format!("kubeconfig {}", path.display())),
+            })?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("kubeconfig {}", path.display()))?
@@ -146,6 +151,8 @@ mod tests {
                 Some(&self.0)
             }
         }
+        let named = anyhow::anyhow!("kernel.deb: no such file").context("kernel.deb");
+        assert_eq!(causes(&named), "kernel.deb: no such file");
         let telling = anyhow::Error::from(Telling(io())).context("the API");
         assert_eq!(causes(&telling), "the API: cannot listen: address in use");
     }

@@ -9,6 +9,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use vmlet_apiserver::ApiServer;
 
+use crate::admin::Admin;
 use crate::cli::Standalone;
 use crate::node;
 
@@ -22,7 +23,8 @@ pub async fn run(args: Standalone, shutdown: CancellationToken) -> Result<()> {
     if !args.listen.ip().is_loopback() {
         tracing::warn!(listen = %args.listen, "the API listens beyond this machine; whoever has the token of its kubeconfig controls its VMs");
     }
-    let node = node::open(&args.node).await?;
+    let admin = Admin::start(args.node.admin_listen, &shutdown).await?;
+    let node = node::open(&args.node, &admin).await?;
     let api = ApiServer::open(vmlet_apiserver::Config::new(args.node.data_dir.join("api")))
         .await
         .context("embedded API")?;
@@ -30,10 +32,7 @@ pub async fn run(args: Standalone, shutdown: CancellationToken) -> Result<()> {
     apply_crds(&client).await?;
 
     // Order matters: what is served must be there before someone can ask for it.
-    let bound = api
-        .serve(args.listen)
-        .await
-        .with_context(|| format!("--listen {}", args.listen))?;
+    let bound = api.serve(args.listen).await.context("--listen")?;
     if let Some(path) = &args.write_kubeconfig {
         api.write_kubeconfig(bound, path)
             .with_context(|| format!("--write-kubeconfig {}", path.display()))?;
@@ -53,6 +52,7 @@ pub async fn run(args: Standalone, shutdown: CancellationToken) -> Result<()> {
     let agent = node::run_agent(
         client,
         &args.node,
+        admin,
         NAMESPACE,
         node.artifacts,
         node.machines,

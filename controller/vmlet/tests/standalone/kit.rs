@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use vmlet_e2e::process::Process;
 use vmlet_e2e::wait::{self, Seen};
 
@@ -61,6 +62,35 @@ pub fn import(dir: &Path, parts: &Parts) -> Result<()> {
 pub struct Standalone {
     process: Process,
     kubeconfig: PathBuf,
+    log: PathBuf,
+}
+
+/// An HTTP answer: status and body.
+pub async fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+    let status = head.split_whitespace().nth(1).context("a status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
+
+/// Waits until the log names the address of `/metrics` and its like.
+pub async fn admin_address(log: &Path) -> Result<String> {
+    wait::until("the admin address in the log", START, || async {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let address = text
+            .split("admin=")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next());
+        Ok(match address {
+            Some(address) => Seen::Done(address.to_owned()),
+            None => Seen::NotYet(text),
+        })
+    })
+    .await
 }
 
 impl Standalone {
@@ -93,11 +123,14 @@ impl Standalone {
             .args(["standalone", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir.join("data"));
         command.arg("--write-kubeconfig").arg(&kubeconfig);
-        command.args(["--node-name", "test-node"]);
+        command.args(["--node-name", "test-node", "--admin-listen", "127.0.0.1:0"]);
         if import.exists() {
             command.arg("--import-dir").arg(import);
         }
-        let mut process = Process::spawn("vmlet standalone", command, &dir.join("log"))?;
+        let log = dir.join("log");
+        // A new process has a new admin address.
+        let _ = std::fs::remove_file(&log);
+        let mut process = Process::spawn("vmlet standalone", command, &log)?;
         let deadline = tokio::time::Instant::now() + START;
         while !kubeconfig.exists() {
             process.check()?;
@@ -108,12 +141,29 @@ impl Standalone {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(Standalone { process, kubeconfig })
+        Ok(Standalone {
+            process,
+            kubeconfig,
+            log,
+        })
     }
 
     /// A client with the kubeconfig that it wrote.
     pub async fn client(&self) -> Result<kube::Client> {
         vmlet_e2e::client_without_retries(&std::fs::read_to_string(&self.kubeconfig)?).await
+    }
+
+    /// Where it serves `/metrics`, `/livez` and `/readyz`.
+    pub async fn admin(&self) -> Result<String> {
+        admin_address(&self.log).await
+    }
+
+    /// A command of vmlet's for a machine of this one. `command` is its name, the machine's, and options.
+    pub fn vmlet(&self, command: &[&str]) -> Command {
+        let mut vmlet = Command::new(env!("CARGO_BIN_EXE_vmlet"));
+        vmlet.args(command).arg("--kubeconfig").arg(&self.kubeconfig);
+        vmlet.env("VMLET_DATA_DIR", self.kubeconfig.with_file_name("data"));
+        vmlet
     }
 
     /// Fails when it has ended.

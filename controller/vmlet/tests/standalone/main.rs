@@ -1,5 +1,7 @@
 //! `vmlet standalone` as its users meet it: the real binary, a real kubeconfig, a real machine.
 
+mod admin;
+mod commands;
 mod kit;
 
 use std::collections::BTreeMap;
