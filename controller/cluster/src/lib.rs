@@ -13,6 +13,8 @@ pub mod findings;
 pub mod leader;
 pub mod nodes;
 pub mod resolver;
+#[cfg(test)]
+mod tests;
 
 use futures::future::{FutureExt as _, try_join5};
 use kube::Client;

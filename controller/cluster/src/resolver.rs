@@ -40,7 +40,7 @@ use crate::{FIELD_MANAGER, WatchEnded};
 /// Most objects that are looked at at once.
 const CONCURRENCY: u16 = 4;
 /// How soon a missing secret is looked for again where it cannot be watched.
-const POLL: Duration = Duration::from_secs(10);
+pub(crate) const POLL: Duration = Duration::from_secs(10);
 /// Wake-ups by secrets that may be on their way at once; who sends them waits beyond that.
 const SECRET_WAKES: usize = 64;
 

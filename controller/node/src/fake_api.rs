@@ -105,6 +105,11 @@ impl FakeApi {
         self.state().objects.get(path).cloned()
     }
 
+    /// Path and object of every write from now on.
+    pub fn changes(&self) -> broadcast::Receiver<(String, Value)> {
+        self.state().changes.subscribe()
+    }
+
     /// The requests since the last look, as `METHOD path`.
     pub fn requests(&self) -> Vec<String> {
         let log = std::mem::take(&mut self.state().log);
@@ -138,8 +143,8 @@ impl FakeApi {
         let from: u64 = from.and_then(|v| v.parse().ok()).unwrap_or_default();
         let (collection, name) = (collection.to_owned(), selected(query).map(str::to_owned));
         let wanted = move |path: &str| {
-            let (parent, last) = path.rsplit_once('/').unwrap_or_default();
-            parent == collection && name.as_deref().is_none_or(|name| name == last)
+            let last = path.rsplit_once('/').map_or("", |(_, last)| last);
+            is_in(path, &collection) && name.as_deref().is_none_or(|name| name == last)
         };
         let of_before = state
             .objects
@@ -236,21 +241,19 @@ impl State {
     }
 
     fn list(&self, collection: &str) -> Value {
-        let (group, plural) = collection.rsplit_once('/').unwrap_or_default();
-        let items: Vec<&Value> = self
-            .objects
-            .iter()
-            .filter(|(path, _)| {
-                let Some((parent, _)) = path.rsplit_once('/') else {
-                    return false;
-                };
-                parent == collection
-                    || (parent.starts_with(&format!("{group}/namespaces/")) && parent.ends_with(&format!("/{plural}")))
-            })
-            .map(|(_, object)| object)
-            .collect();
+        let items = self.objects.iter().filter(|(path, _)| is_in(path, collection));
+        let items: Vec<&Value> = items.map(|(_, object)| object).collect();
         json!({"metadata": {"resourceVersion": self.version.to_string()}, "items": items})
     }
+}
+
+/// Whether an object is in a collection, which may be that of all namespaces.
+fn is_in(path: &str, collection: &str) -> bool {
+    let (group, plural) = collection.rsplit_once('/').unwrap_or_default();
+    path.rsplit_once('/').is_some_and(|(parent, _)| {
+        parent == collection
+            || (parent.starts_with(&format!("{group}/namespaces/")) && parent.ends_with(&format!("/{plural}")))
+    })
 }
 
 /// The name that a field selector asks for.

@@ -44,7 +44,7 @@ impl Inner {
                 }
                 Opened::Image(origin, version) => {
                     let image = self.find(origin, version, platform).await?;
-                    self.fits(&image, platform).await?;
+                    self.fits(source, &image, platform).await?;
                     let layers = image.manifest.layers.iter().map(|layer| layer.size);
                     Ok(Resolved {
                         reference: image.origin.name(),
@@ -63,10 +63,12 @@ impl Inner {
         }
     }
 
-    /// An image that no index named a platform for says in its configuration what it is for.
-    async fn fits(&self, image: &Found, platform: &str) -> Result<(), PullError> {
+    /// An image that no index named a platform for says in its configuration what it is for. That is looked at
+    /// where a platform is asked for by name; otherwise the pull finds out, and no blob is fetched twice.
+    async fn fits(&self, source: &Source, image: &Found, platform: &str) -> Result<(), PullError> {
+        let named = matches!(source, Source::Oci { platform: Some(_), .. });
         let config = &image.manifest.config;
-        if image.stated || !is_config(&config.media_type) {
+        if !named || image.stated || !is_config(&config.media_type) {
             return Ok(());
         }
         let bytes = image.origin.small_blob(&config.digest()?, config.size).await?;

@@ -1,0 +1,148 @@
+//! The whole of it over a fake API: what wakes what.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::types::{Config, Interest};
+
+use crate::fake_api::FakeApi;
+
+const BASE: &str = "/apis/vmlet.dev/v1alpha1/namespaces/default";
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct World {
+    api: FakeApi,
+    shutdown: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(objects: &[(&str, Value)]) -> World {
+        let api = FakeApi::default();
+        for (path, object) in objects {
+            let mut object = object.clone();
+            object["apiVersion"] = json!("vmlet.dev/v1alpha1");
+            object["metadata"]["namespace"] = json!("default");
+            object["metadata"]["generation"] = json!(1);
+            api.put(&format!("{BASE}/{path}"), object);
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (wake, mut woken) = mpsc::channel::<Interest>(8);
+        let artifacts = Artifacts::open(Config::new(dir.path().join("artifacts")), wake)
+            .await
+            .expect("opens");
+        let (images, image_wakes) = mpsc::channel(8);
+        let (kernels, kernel_wakes) = mpsc::channel(8);
+        let (client, shutdown) = (api.client(), CancellationToken::new());
+        let stop = shutdown.clone();
+        let running = tokio::spawn(async move {
+            let wakes = async {
+                while let Some(Interest(who)) = woken.recv().await {
+                    let Some((kind, uid)) = who.split_once('/') else {
+                        continue;
+                    };
+                    let to = if kind == "image" { &images } else { &kernels };
+                    let _ = to.send(uid.to_owned()).await;
+                }
+            };
+            let run = crate::run(client, "default", artifacts, image_wakes, kernel_wakes, stop);
+            tokio::select! {
+                ended = run => ended.expect("ends by the shutdown only"),
+                () = wakes => {}
+            }
+        });
+        World {
+            api,
+            shutdown,
+            running,
+            _dir: dir,
+        }
+    }
+
+    /// Waits until status, reason and message of Ready are as wanted.
+    async fn ready(&self, path: &str, wanted: impl Fn(&str, &str, &str) -> bool) {
+        let mut last = Value::Null;
+        let seen = async {
+            let mut changes = self.api.changes();
+            loop {
+                last = self.api.get(&format!("{BASE}/{path}")).unwrap_or_default();
+                let conditions = last["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                let word = |c: &Value, key: &str| c[key].as_str().unwrap_or_default().to_owned();
+                let ready = conditions.iter().find(|c| c["type"] == "Ready");
+                if ready.is_some_and(|c| wanted(&word(c, "status"), &word(c, "reason"), &word(c, "message"))) {
+                    return;
+                }
+                let _ = changes.recv().await;
+            }
+        };
+        let seen = tokio::time::timeout(LIMIT, seen).await;
+        assert!(seen.is_ok(), "last seen: {last:#}");
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.running.await.expect("no panic");
+    }
+}
+
+fn vm(status: &str, reason: &str, message: &str) -> Value {
+    json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "VirtualMachine",
+        "metadata": {"name": "a", "namespace": "default", "uid": "u"},
+        "spec": {"nodeName": "n", "imageRef": {"name": "i"}, "kernelRef": {"name": "k"}},
+        "status": {"nodeName": "n", "conditions": [{"type": "KernelReady", "status": status, "reason": reason,
+            "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+}
+
+#[tokio::test]
+async fn what_a_node_finds_of_a_kernel_reaches_its_status_and_leaves_it_again() {
+    let kernel = json!({"kind": "Kernel", "metadata": {"name": "k"}, "spec": {"source": {"path": {"path": "x.tar"}}, "kernelPath": "boot/none"}});
+    let world = World::new(&[("kernels/k", kernel)]).await;
+    world
+        .ready("kernels/k", |is, why, _| (is, why) == ("Unknown", "ResolvedByNode"))
+        .await;
+    let path = format!("{BASE}/virtualmachines/a");
+    let message = "kernel \"k\": there is no \"boot/none\" in it; tried again at 00:00:10Z";
+    world.api.put(&path, vm("False", "MissingFile", message));
+    world
+        .ready("kernels/k", |is, why, message| {
+            (is, why, message) == ("False", "MissingFile", "on node n: there is no \"boot/none\" in it")
+        })
+        .await;
+    world.api.put(&path, vm("True", "Present", "sha256:1"));
+    world
+        .ready("kernels/k", |is, why, _| (is, why) == ("True", "Present"))
+        .await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_image_that_waits_for_its_pull_secret_goes_on_as_soon_as_it_is_there() {
+    let image = json!({"kind": "Image", "metadata": {"name": "i"}, "spec": {
+        "source": {"oci": {"reference": "Not A Reference"}}, "pullSecretRefs": [{"name": "login"}]}});
+    let world = World::new(&[("images/i", image)]).await;
+    world
+        .ready("images/i", |is, why, message| {
+            (is, why) == ("False", "PullSecretUnusable") && message.contains("\"login\" does not exist")
+        })
+        .await;
+    let before = std::time::Instant::now();
+    world.api.put(
+        "/api/v1/namespaces/default/secrets/login",
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "default"},
+            "data": {".dockerconfigjson": "eyJhdXRocyI6IHt9fQ=="}}),
+    );
+    world
+        .ready("images/i", |is, why, message| {
+            (is, why) == ("False", "BadReference") && message.contains("; tried again at ")
+        })
+        .await;
+    assert!(
+        before.elapsed() < crate::resolver::POLL,
+        "by a wake-up, not by looking again"
+    );
+    world.end().await;
+}
