@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use kit::{Kit, answers, delete, kernel, pid, port, signal, stop, uid};
-use vmlet_machines::{Config, Goal, Phase, TerminationReason as Reason};
+use vmlet_machines::{Config, Goal, Phase, Terminal, TerminalError, TerminationReason as Reason};
 
 #[tokio::test]
 async fn a_guest_that_powers_off_or_resets_before_it_is_ready_failed_to_boot() {
@@ -192,6 +192,20 @@ async fn after_a_restart_of_the_host_a_run_has_ended_once() {
     agent.apply(&uid, kit.run(2, ""));
     agent.wait(&uid, "running", |seen| seen.run == 2 && answers(seen)).await;
     assert_eq!(kit.vmms().len(), 1);
+    agent.delete(&uid).await;
+}
+
+#[tokio::test]
+async fn a_vmm_of_an_older_vmlet_says_that_it_has_no_interactive_console() {
+    let Some(kit) = Kit::tiny(kernel::HALT) else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    agent.apply(&uid, kit.run(1, ""));
+    agent.wait(&uid, "running", answers).await;
+    Terminal::open(&kit.config().dir, &uid).expect("it has one");
+    // As it was before there were such sockets.
+    std::fs::remove_file(kit.file(&uid, "console.sock")).expect("there");
+    let error = Terminal::open(&kit.config().dir, &uid).expect_err("none");
+    assert!(matches!(error, TerminalError::StartedByOlder), "{error}");
     agent.delete(&uid).await;
 }
 

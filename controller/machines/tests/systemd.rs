@@ -3,11 +3,12 @@
 
 mod kit;
 
+use std::io::{Read, Write};
 use std::process::Command;
 
 use kit::{Kit, stop, uid};
 use vmlet_init::config::{Content, GuestFile, ImageProcess, InitMode};
-use vmlet_machines::{ChosenInit, Goal, TerminationReason as Reason};
+use vmlet_machines::{ChosenInit, Goal, Terminal, TerminationReason as Reason};
 
 const UNIT: &str = "\
 [Service]
@@ -77,6 +78,16 @@ async fn systemd_boots_stops_in_order_and_powers_off() {
         .await;
     let seen = agent.seen(&uid);
     assert_eq!((seen.init, seen.guest_warnings), (Some(ChosenInit::Image), Vec::new()));
+    // Its own login is on the interactive console, as systemd-getty-generator(8) has it.
+    let mut terminal = Terminal::open(&kit.config().dir, &uid).expect("opens");
+    let wait = std::time::Duration::from_secs(120);
+    terminal.stream.set_read_timeout(Some(wait)).expect("a socket");
+    terminal.stream.write_all(b"\n").expect("types");
+    let (mut said, mut buffer) = (String::new(), [0u8; 256]);
+    while !said.contains("test login:") {
+        let count = terminal.stream.read(&mut buffer).expect("a login");
+        said += &String::from_utf8_lossy(&buffer[..count]);
+    }
     let begun = std::time::Instant::now();
     agent.apply(&uid, stop(120.0));
     agent.expect_end(&uid, 1, Reason::Stopped).await;

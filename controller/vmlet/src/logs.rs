@@ -48,8 +48,11 @@ pub async fn logs(args: Logs) -> Result<()> {
     }
     let mut out = io::stdout();
     print(&mut out, &text)?;
+    if !args.follow {
+        return Ok(());
+    }
     let mut was_here = here;
-    while args.follow {
+    loop {
         tokio::time::sleep(FOLLOW).await;
         let news = log.news(wanted)?;
         if news.gap {
@@ -62,11 +65,10 @@ pub async fn logs(args: Logs) -> Result<()> {
         let is_here = is_there(&machines.join(&uid))?;
         if was_here && !is_here {
             eprintln!("vmlet: \"{name}\" has been deleted");
-            break;
+            return Ok(());
         }
         was_here = is_here;
     }
-    Ok(())
 }
 
 /// Writes to somebody who may have had enough.
