@@ -16,7 +16,10 @@ pub mod agent;
 mod dereference;
 mod events;
 #[cfg(test)]
-#[allow(dead_code, reason = "shared with the tests of vmlet-cluster, which wait for changes too")]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of vmlet-cluster, which wait for changes too"
+)]
 mod fake_api;
 mod guest;
 mod hostkey;
