@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
@@ -22,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A person at a terminal, and what the terminal shows.
 struct Person {
     terminal: File,
-    child: Child,
+    child: Following,
     seen: String,
 }
 
@@ -35,8 +34,8 @@ impl Person {
         let end = || File::options().read(true).write(true).open(&name);
         let child = command.stdin(end()?).stdout(end()?).stderr(end()?).spawn()?;
         Ok(Person {
-            terminal: File::from(OwnedFd::from(terminal)),
-            child,
+            terminal: File::from(terminal),
+            child: Following(child),
             seen: String::new(),
         })
     }
@@ -76,9 +75,19 @@ impl Person {
 
     /// The exit status, with the terminal as it was.
     fn ends(mut self) -> Result<Option<i32>> {
-        let status = self.child.wait()?;
+        let status = self.child.0.wait()?;
         ensure!(!self.is_raw()?, "the terminal is left raw");
         Ok(status.code())
+    }
+}
+
+/// A child that is killed when the test ends before it.
+struct Following(Child);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -158,13 +167,21 @@ async fn a_person_and_a_script_reach_a_machine() -> Result<()> {
     refused(server.vmlet(&["console", "two"]), "there is no virtual machine \"two\"")?;
     server.condition(&machines, "one", "Ready", "True").await?;
 
+    let followed = dir.path().join("followed");
+    let mut follow = server.vmlet(&["logs", "one", "--follow"]);
+    follow
+        .stdin(Stdio::null())
+        .stdout(File::create(&followed)?)
+        .stderr(Stdio::null());
+    let mut follow = Following(follow.spawn()?);
+
     // A person types, one command at a time, and leaves with the key that was shown.
     let mut person = Person::runs(server.vmlet(&["console", "one"]))?;
     person.sees("Ctrl-] to leave")?;
     person.types("echo $((40+2)) on $(tty) >/dev/console; echo told $((1+1))\r")?;
     person.sees("told 2")?;
     ensure!(person.is_raw()?);
-    let busy = format!("process {} uses the console already", person.child.id());
+    let busy = format!("process {} uses the console already", person.child.0.id());
     refused(server.vmlet(&["console", "one"]), &busy)?;
     person.types("\x1d")?;
     ensure!(person.ends()? == Some(0));
@@ -174,7 +191,7 @@ async fn a_person_and_a_script_reach_a_machine() -> Result<()> {
     person.sees("Ctrl-] to leave")?;
     person.types("echo again $((1+1))\r")?;
     person.sees("again 2")?;
-    let pid = rustix::process::Pid::from_child(&person.child);
+    let pid = rustix::process::Pid::from_child(&person.child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     ensure!(person.ends()? == Some(143));
 
@@ -239,5 +256,20 @@ async fn a_person_and_a_script_reach_a_machine() -> Result<()> {
     ensure!(previous.contains("42 on /dev/hvc0"), "{previous}");
     let latest = text(&logged(&[])?.stdout);
     ensure!(!latest.contains("42 on /dev/hvc0"), "{latest}");
+
+    // Who follows sees both runs, and the end of the machine ends it.
+    script(
+        server.vmlet(&["console", "one"]),
+        "echo second $((3*3)) >/dev/console\n",
+    )?;
+    let until = Instant::now() + PATIENCE;
+    while !std::fs::read_to_string(&followed)?.contains("second 9") {
+        ensure!(Instant::now() < until, "{}", std::fs::read_to_string(&followed)?);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    ensure!(std::fs::read_to_string(&followed)?.contains("42 on /dev/hvc0"));
+    machines.delete("one", &DeleteParams::default()).await?;
+    server.gone(&machines, "one").await?;
+    ensure!(follow.0.wait()?.success());
     Ok(())
 }
