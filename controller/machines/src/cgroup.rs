@@ -66,6 +66,26 @@ impl Cgroups {
         procs
     }
 
+    /// Writes the agent into the cgroup that it is in: nobody moves, but the kernel waits until nothing of it reads
+    /// its cgroups unlocked (an RCU grace period, 6 to 40 ms), and moves that follow closely need not wait again.
+    /// To be called beside other work, some milliseconds before a VMM is started.
+    pub fn expect_move(&self) {
+        let Some(hierarchy) = self.hierarchies.first() else {
+            return;
+        };
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let Some(own) = own_cgroup(&own, hierarchy.kind) else {
+            return;
+        };
+        let procs = hierarchy.root.join(own.trim_start_matches('/')).join("cgroup.procs");
+        let pid = std::process::id().to_string();
+        // Where this is a mount of a part only, the path may name another cgroup.
+        let there = std::fs::read_to_string(&procs).unwrap_or_default();
+        if there.lines().any(|line| line == pid) {
+            let _ = std::fs::write(procs, pid);
+        }
+    }
+
     /// Whether the kernel killed something of this machine for want of memory.
     pub fn out_of_memory(&self, uid: &str) -> bool {
         self.hierarchies.iter().any(|hierarchy| {
@@ -159,6 +179,20 @@ fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
         .collect()
 }
 
+/// The path of a hierarchy in a /proc/PID/cgroup.
+fn own_cgroup(text: &str, kind: Kind) -> Option<&str> {
+    text.lines().find_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        let (controllers, path) = line.split_once(':')?;
+        let wanted = match kind {
+            Kind::Unified => controllers.is_empty(),
+            Kind::Memory => controllers.split(',').any(|c| c == "memory"),
+            Kind::Pids => controllers.split(',').any(|c| c == "pids"),
+        };
+        wanted.then_some(path)
+    })
+}
+
 fn oom_kills(text: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
@@ -176,6 +210,22 @@ mod tests {
             cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\nproc /proc proc rw 0 0\nx\n";
         let kinds: Vec<Kind> = parse_mounts(mounts).iter().map(|h| h.kind).collect();
         assert_eq!(kinds, [Kind::Memory, Kind::Unified]);
+    }
+
+    #[test]
+    fn the_own_cgroup_of_a_hierarchy_is_found() {
+        let text = "5:cpu,cpuacct:/a\n4:memory:/b:c\n3:pids:/\n0::/system.slice/vmlet.service\n";
+        assert_eq!(own_cgroup(text, Kind::Memory), Some("/b:c"));
+        assert_eq!(own_cgroup(text, Kind::Pids), Some("/"));
+        assert_eq!(own_cgroup(text, Kind::Unified), Some("/system.slice/vmlet.service"));
+        assert_eq!(own_cgroup("0::/\n", Kind::Memory), None);
+    }
+
+    #[test]
+    fn an_expected_move_moves_nobody() {
+        let before = std::fs::read_to_string("/proc/self/cgroup").expect("reads");
+        Cgroups::find().expect_move();
+        assert_eq!(std::fs::read_to_string("/proc/self/cgroup").expect("reads"), before);
     }
 
     #[test]

@@ -272,6 +272,9 @@ fn ready(dir: &MachineDir, host: &Host, uid: &str, spec: &MachineSpec) -> Result
     dir.create()
         .map_err(|error| format!("{}: {error}", dir.path().display()))?;
     crash_point("start-directory");
+    let cgroups = host.cgroups.clone();
+    // Not waited for: it only makes the move of the VMM into its cgroup short.
+    std::thread::spawn(move || cgroups.expect_move());
     // Nobody may hold the disk: not the VMM of a lost record either.
     let stray = crate::process::find_vmm(uid, &host.boot_id, |user| host.is_ours(user));
     if let Some(vmm) = stray.map_err(|error| format!("/proc: {error}"))? {
