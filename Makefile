@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint e2e e2e-bugs bench
+.PHONY: help demo demo-stop test lint e2e e2e-bugs bench bench-images
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -27,3 +27,6 @@ lint: ## Formatting and lints, as errors
 
 bench: ## Measure starts, adoption, memory and the API (numbers, no tests)
 	@scripts/bench agent
+
+bench-images: ## Measure image builds beside skopeo + umoci, buildah, podman and a floor: `make bench-images [ROUNDS=5]`
+	@scripts/bench images --plot docs/performance-images.svg $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod api;
+mod images;
 mod memory;
 mod procfs;
 mod report;
@@ -27,6 +28,14 @@ struct Cli {
 enum Command {
     /// Measure `vmlet standalone`: starts, adoption, memory, and its API beside the real one.
     Agent(Agent),
+    /// Measure image builds beside other tools and beside the floor.
+    Images(images::run::Images),
+    /// The least that fetching, inflating, hashing and placing an image's data costs.
+    Floor(images::Floor),
+    /// Make the images that are measured from Debian packages.
+    ImageSet(images::set::ImageSet),
+    /// Push an OCI layout.
+    Push(images::Push),
 }
 
 /// One part of the measurements.
@@ -69,6 +78,10 @@ struct Agent {
 async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Agent(args) => agent(&args).await,
+        Command::Images(args) => images::run::run(args).await,
+        Command::Floor(args) => images::floor(args).await,
+        Command::ImageSet(args) => images::set::make(&args),
+        Command::Push(args) => images::push(args).await,
     }
 }
 
