@@ -92,6 +92,32 @@ impl Allocator {
         self.free_unused(range);
     }
 
+    /// Takes back what was given out and is not among `used`, the ranges that are still needed.
+    pub(crate) fn reclaim(&mut self, used: impl Iterator<Item = Range<u32>> + Clone) {
+        if used.clone().map(|range| range.len() as u64).sum::<u64>() == self.in_use {
+            return;
+        }
+        let mut known: Vec<Range<u32>> = used.chain(self.returned.iter().cloned()).collect();
+        known.sort_unstable_by_key(|range| range.start);
+        let mut known = known.into_iter().peekable();
+        let (cursor, layout) = (self.cursor(), self.layout);
+        let mut next = 0;
+        for gap in (0..layout.groups()).flat_map(|group| layout.gaps(group)) {
+            let end = gap.end.min(cursor);
+            // A range may reach over the border of two groups.
+            next = gap.start.max(next);
+            while let Some(range) = known.next_if(|range| range.start < end) {
+                if next < range.start {
+                    self.give_back(next..range.start);
+                }
+                next = range.end;
+            }
+            if next < end {
+                self.give_back(next..end);
+            }
+        }
+    }
+
     /// Takes blocks in that the layout had reserved and that are not needed after all.
     pub(crate) fn free_unused(&mut self, range: Range<u32>) {
         if !range.is_empty() {

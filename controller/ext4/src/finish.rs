@@ -41,6 +41,13 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
             writer.discard(std::mem::take(data))?;
         }
     }
+    // Contents that were dropped without a word.
+    let used = tree.nodes.iter().flat_map(|node| match &node.kind {
+        NodeKind::File(data) => data.extents.as_slice(),
+        _ => &[],
+    });
+    let used = used.map(|extent| extent.physical..extent.physical + extent.length);
+    writer.allocator.reclaim(used);
     writer.allocator.sort_returned();
     let file_system_seed = file_system_seed(&writer.options.uuid);
     let mut pass = Pass {

@@ -41,6 +41,10 @@ pub(crate) fn number(tree: &mut Tree, created: Timestamp) -> Result<Numbering, E
     let root = tree.root().0;
     numbering.inode_of[root as usize] = ROOT_INODE;
     numbering.give(lost_and_found);
+    // Names in directories that nothing reaches do not count.
+    for node in &mut tree.nodes {
+        node.links = 0;
+    }
     let mut pending = vec![root];
     while let Some(node) = pending.pop() {
         let NodeKind::Directory(index) = tree.nodes[node as usize].kind else {
@@ -49,6 +53,7 @@ pub(crate) fn number(tree: &mut Tree, created: Timestamp) -> Result<Numbering, E
         tree.sort_children(index)?;
         let children = &tree.directories[index as usize].children;
         for child in children {
+            tree.nodes[child.node as usize].links += 1;
             if numbering.inode(child.node) == 0 {
                 numbering.give(child.node);
             }

@@ -107,7 +107,8 @@ impl Writer {
 
 /// The content of a regular file that lies in the image and has no name yet.
 ///
-/// It belongs to the writer that made it and is used in one [`crate::Kind::File`] or given to [`Writer::discard`].
+/// It belongs to the writer that made it and is used in one [`crate::Kind::File`] or given to [`Writer::discard`]. The blocks
+/// of one that is merely dropped come back when the image is finished.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FileData {
     pub(crate) size: u64,

@@ -282,6 +282,10 @@ fn discarded_contents_leave_no_trace_and_their_blocks_hold_metadata() {
     dropped.write(&b"secret of a broken layer ".repeat(100_000)).unwrap();
     drop(dropped);
     writer.discard(loser).unwrap();
+    drop(data(
+        &mut writer,
+        &b"secret that is dropped when it is whole ".repeat(100_000),
+    ));
     let mut tree = Tree::new(attributes(0o755));
     put(&mut tree, NodeId::ROOT, b"winner", Kind::File(winner)).unwrap();
     tree.add(vmlet_ext4::Inode {
@@ -324,4 +328,21 @@ fn equal_calls_give_equal_bytes() {
         std::fs::read(file.path()).unwrap()
     };
     assert!(write() == write());
+}
+
+#[test]
+fn a_content_that_is_dropped_gives_back_its_own_blocks_and_no_others() {
+    let (file, mut writer) = image(Size::Fixed(512 * MIB));
+    let mut tree = Tree::new(attributes(0o755));
+    drop(data(&mut writer, &[3; 10_000]));
+    // Over the borders of groups, where nothing is reserved between them.
+    let long = data(&mut writer, &vec![5; 330 * MIB as usize]);
+    drop(data(&mut writer, &[4; 10_000]));
+    put(&mut tree, NodeId::ROOT, b"long", Kind::File(long)).unwrap();
+    let summary = finish(&file, writer, tree);
+    let (other, mut writer) = image(Size::Fixed(512 * MIB));
+    let mut tree = Tree::new(attributes(0o755));
+    let long = data(&mut writer, &vec![5; 330 * MIB as usize]);
+    put(&mut tree, NodeId::ROOT, b"long", Kind::File(long)).unwrap();
+    assert_eq!(finish(&other, writer, tree), summary);
 }

@@ -188,7 +188,10 @@ fn directories_that_only_reach_each_other_are_left_out() {
     let (a, b) = (node(&mut tree), node(&mut tree));
     tree.link(a, b"b", b).unwrap();
     tree.link(b, b"a", a).unwrap();
-    assert_eq!(finish(&file, writer, tree).inodes, 11);
+    // A name there is none, and does not count as a link.
+    let kept = put(&mut tree, NodeId::ROOT, b"kept", Kind::Fifo).unwrap();
+    tree.link(a, b"lost", kept).unwrap();
+    assert_eq!(finish(&file, writer, tree).inodes, 12);
 }
 
 #[test]
