@@ -221,12 +221,26 @@ impl Standalone {
 
 impl Drop for Standalone {
     fn drop(&mut self) {
-        // At the end of a test, one that failed too, no machine is left: they are found by their directory.
-        if let Some(dir) = self.kubeconfig.parent() {
-            let pattern = format!("qemu.*{}/data", dir.display());
-            let _ = Command::new("pkill").args(["-9", "-f", &pattern]).status();
+        // At the end of a test, one that failed too, no machine is left. The agent first: it would start them again.
+        let _ = self.process.kill();
+        for pid in machines_below(&self.kubeconfig.with_file_name("data")) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// The VMMs of machines below a directory: by what they have open, for no name of it stands on their command lines.
+fn machines_below(dir: &Path) -> Vec<rustix::process::Pid> {
+    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let is_one = |process: &Path| {
+        let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| word == b"-uuid")
+            && entries(process.join("fd")).any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(dir)))
+    };
+    entries("/proc".into())
+        .filter(|entry| is_one(&entry.path()))
+        .filter_map(|entry| rustix::process::Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .collect()
 }
 
 /// vmlet's objects of a kind in the namespace `default`.
