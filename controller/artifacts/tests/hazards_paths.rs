@@ -147,6 +147,8 @@ fn h12_a_hard_link_to_a_directory_is_refused() {
     malformed(&[&members], "directory");
     malformed(&[&members[..1], &members[1..]], "directory");
     malformed(&[&[hardlink("e", "/")]], "directory");
+    // It was a file until the link's own parent had to be there.
+    malformed(&[&[file("b", "x"), hardlink("b/a", "b")]], "directory");
 }
 
 #[test]

@@ -222,14 +222,15 @@ impl<D> Tree<D> {
             };
             return self.set(ROOT, attributes, xattrs);
         };
-        // The source of a link is looked up first: it may be the very name that is replaced.
+        let parent = self
+            .resolve(parent_path, true)?
+            .ok_or_else(|| LayerError::malformed(format!("{} has no directory to be in", show(&path))))?;
+        // The source of a link is looked up when the directory is there, which may have taken its place, and before the
+        // name is, which it may be itself.
         let linked = match &kind {
             RecordKind::HardLink(target) => Some(self.link_source(&path, target)?),
             _ => None,
         };
-        let parent = self
-            .resolve(parent_path, true)?
-            .ok_or_else(|| LayerError::malformed(format!("{} has no directory to be in", show(&path))))?;
         let existing = self.children_mut(parent)?.get(name).copied();
         let id = match kind {
             RecordKind::Directory => {
