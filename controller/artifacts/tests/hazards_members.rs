@@ -54,6 +54,13 @@ fn h16_the_65001st_link_is_a_clean_error() {
     };
     let disk = on_disk(vec![links(65_000)]).unwrap();
     assert!(support::debugfs(disk.path(), "stat /a").contains("Links: 65000"));
+    let more = |count: usize| {
+        let members: Vec<Member> = (0..count).map(|n| hardlink(&format!("m{n}"), "a")).collect();
+        tar(&members)
+    };
+    on_disk(vec![links(64_999), more(1)]).unwrap();
+    let across = on_disk(vec![links(64_999), more(2)]).unwrap_err();
+    assert!(across.contains("65000"), "{across}");
     let error = on_disk(vec![links(65_001)]).unwrap_err();
     assert!(
         error.contains("65000") || error.contains("65 000") || error.contains("links"),
@@ -216,8 +223,12 @@ fn h39_h40_extended_attributes_are_kept_byte_for_byte_but_overlays_own() {
     let stat = support::debugfs(disk.path(), "ea_get -x /f security.capability");
     assert!(stat.contains("01 00 00 02 00 04"), "{stat}");
     on_disk(vec![tar(&[file("f", "x").pax("SCHILY.xattr.user.large", &[7; 4000])])]).unwrap();
-    // What no inode can hold is a clean error.
-    let huge = file("f", "x").pax("SCHILY.xattr.user.huge", &[7; 70_000]);
+    on_disk(vec![tar(&[
+        file("f", "x").pax("SCHILY.xattr.user.largest", &[7; 65_536])
+    ])])
+    .unwrap();
+    // What Linux cannot give is a clean error.
+    let huge = file("f", "x").pax("SCHILY.xattr.user.huge", &[7; 65_537]);
     assert!(on_disk(vec![tar(&[huge])]).is_err());
 }
 
