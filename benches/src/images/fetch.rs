@@ -36,10 +36,6 @@ pub async fn layers(http: &reqwest::Client, reference: &str) -> Result<Vec<Layer
         Ok(Layer {
             url: format!("{base}/blobs/{digest}"),
             diff_id: diff_id.as_str().context("a diff_id is no text")?.to_owned(),
-            size: layer
-                .get("size")
-                .and_then(Value::as_u64)
-                .context("a layer has no size")?,
             digest,
         })
     };
