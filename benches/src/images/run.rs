@@ -56,6 +56,8 @@ pub struct Row {
     /// Runs whose disk e2fsck found clean.
     clean: usize,
     makes_disk: bool,
+    /// It cannot build this image: it is told, and not tried again.
+    gave_up: bool,
 }
 
 /// Runs everything and prints the tables.
@@ -88,9 +90,21 @@ pub async fn run(args: Images) -> Result<()> {
                 // Nobody is always the first after a pause.
                 let at = (turn + round) % pipelines.len();
                 let pipeline = &pipelines[at];
+                if rows[at].gave_up {
+                    continue;
+                }
                 eprintln!("round {} of {}: {image}: {}", round + 1, args.rounds, pipeline.name);
-                let (sample, clean) = once(pipeline, &reference(&registry, image), &args.work)
-                    .with_context(|| format!("{image}: {}", pipeline.name))?;
+                let (sample, clean) = match once(pipeline, &reference(&registry, image), &args.work) {
+                    Ok(done) => done,
+                    Err(error) if ![FLOOR, VMLET].contains(&pipeline.name) => {
+                        let last = error.root_cause().to_string();
+                        let last = last.trim_end().lines().last().unwrap_or_default();
+                        report.line(&format!("{image}: {} fails: {}", pipeline.name, last.trim()));
+                        rows[at].gave_up = true;
+                        continue;
+                    }
+                    Err(error) => return Err(error.context(format!("{image}: {}", pipeline.name))),
+                };
                 ensure!(
                     clean || pipeline.name != VMLET,
                     "{image}: e2fsck finds errors in what vmlet made"
@@ -98,6 +112,9 @@ pub async fn run(args: Images) -> Result<()> {
                 rows[at].add(sample, clean);
             }
         }
+    }
+    for (_, rows) in &mut rows {
+        rows.retain(|row| !row.gave_up);
     }
     for (image, rows) in &rows {
         report.section(image);
@@ -189,6 +206,7 @@ impl Row {
             samples: Vec::new(),
             clean: 0,
             makes_disk: pipeline.makes_disk,
+            gave_up: false,
         }
     }
 
