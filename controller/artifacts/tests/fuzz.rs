@@ -47,6 +47,26 @@ fn whole() -> Vec<u8> {
     ])
 }
 
+/// What a fuzzer begins with; each is worth something by itself.
+#[test]
+fn the_seeds_do_what_they_are_named_after() {
+    let seeds = |target: &str| {
+        let place = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/seeds")
+            .join(target);
+        let paths = std::fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path());
+        paths.map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>()
+    };
+    let (tars, layers) = (seeds("tar"), seeds("layers"));
+    assert!(tars.len() >= 15 && layers.len() >= 5);
+    for bytes in tars {
+        bodies::tar(&bytes);
+        // And cut off everywhere.
+        (0..bytes.len()).step_by(37).for_each(|end| bodies::tar(&bytes[..end]));
+    }
+    layers.iter().for_each(|bytes| bodies::layers(bytes));
+}
+
 proptest! {
     #![proptest_config(cases(400))]
 

@@ -7,6 +7,7 @@ mod support;
 
 use std::io::Cursor;
 
+use support::disk::on_disk;
 use support::raw::{
     Member, Memory, apply, attributes, content, dir, file, hardlink, list, listed, member, merge, open_tar, refused,
     seal, symlink, tar, tree, xattrs,
@@ -14,35 +15,12 @@ use support::raw::{
 use support::{gzip, zstd};
 use vmlet_artifacts::layers::LayerError;
 use vmlet_artifacts::layers::apply::{Input, flatten};
-use vmlet_artifacts::layers::disk::DiskStore;
 use vmlet_artifacts::reference::Digest;
 use vmlet_artifacts::types::Limits;
-use vmlet_ext4::{FreeSpace, Options, Size, Writer};
 
 fn one(bytes: Vec<u8>) -> Result<Vec<String>, LayerError> {
     let found = apply(vec![bytes], &Limits::default())?;
     Ok(listed(&found).into_keys().collect())
-}
-
-/// Writes a real disk; gives its error or checks it.
-fn on_disk(layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTempFile, String> {
-    let place = tempfile::NamedTempFile::new().unwrap();
-    let free = FreeSpace { percent: 0, bytes: 0 };
-    let writer = Writer::create(
-        place.reopen().unwrap(),
-        Options::new([1; 16], [2; 16], Size::Auto { free }),
-    )
-    .unwrap();
-    let mut store = DiskStore::new(writer);
-    let input = |bytes| Input {
-        bytes: Box::new(Cursor::new(bytes)),
-        diff_id: None,
-    };
-    let layers = layers.into_iter().map(input).collect();
-    let tree = flatten(layers, &mut store, &Limits::default(), &|| ()).map_err(|(_, error)| error.to_string())?;
-    store.finish(tree).map_err(|error| error.to_string())?;
-    support::check(place.path());
-    Ok(place)
 }
 
 #[test]

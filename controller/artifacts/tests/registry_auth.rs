@@ -78,7 +78,7 @@ fn with_basic(image: &Image, password: &'static str) -> Web {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_token_is_fetched_for_all_requests_of_a_pull() {
+async fn h61_one_token_is_fetched_for_all_requests_of_a_pull() {
     let image = small();
     for (password, credentials) in [(None, false), (Some("right"), true)] {
         let web = bearer(&image, password, usize::MAX);
@@ -205,7 +205,7 @@ async fn when_the_first_credentials_fail_the_next_are_tried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redirect_to_another_host_carries_no_authorization() {
+async fn h61_a_redirect_to_another_host_carries_no_authorization() {
     let image = small();
     let blobs = image.clone();
     let storage = Web::start(move |request| {

@@ -80,7 +80,7 @@ fn ranges(web: &Web, digest: &str) -> Vec<Option<usize>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_is_cut_or_reset_goes_on_by_range() {
+async fn h48_a_blob_that_is_cut_or_reset_goes_on_by_range() {
     for fault in [Fault::Cut(100_000), Fault::Reset(100_000)] {
         let image = Image::usual();
         let web = faulty(&image, 2, move |reply| reply.fault(fault));
@@ -173,7 +173,7 @@ async fn a_partial_download_that_the_server_cannot_continue_is_thrown_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partial_download_with_other_bytes_is_found_out_and_thrown_away() {
+async fn h62_a_partial_download_with_other_bytes_is_found_out_and_thrown_away() {
     let image = Image::usual();
     let (digest, bytes) = image.layer(1);
     let web = image.serve(|_| None);
@@ -208,7 +208,7 @@ async fn a_partial_download_with_other_bytes_is_found_out_and_thrown_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_is_resumed_by_the_next_process() {
+async fn h62_a_download_is_resumed_by_the_next_process() {
     let image = Image::usual();
     let (digest, bytes) = image.layer(1);
     // It breaks off for good, time after time.
@@ -292,7 +292,7 @@ async fn errors_of_a_server_that_does_not_heal_are_told_and_tried_again_later() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registry() {
+async fn h61_a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registry() {
     let image = Image::usual();
     let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(900));
     for (value, least, most) in [
@@ -342,7 +342,7 @@ async fn a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registry() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
+async fn h61_a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
     let image = Image::usual();
     for fault in [Fault::Silence, Fault::Stall(0)] {
         let web = faulty(&image, usize::MAX, move |reply| reply.fault(fault));
@@ -385,7 +385,7 @@ async fn one_stall_is_outlived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_with_another_digest_is_refused_with_both_digests_and_removed() {
+async fn h48_content_with_another_digest_is_refused_with_both_digests_and_removed() {
     let image = Image::usual();
     let (digest, mut bytes) = image.layer(1);
     let at = bytes.len() - 20;
@@ -417,7 +417,7 @@ async fn content_with_another_digest_is_refused_with_both_digests_and_removed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_longer_or_shorter_than_announced_is_refused_and_takes_no_more_room() {
+async fn h48_h49_a_blob_longer_or_shorter_than_announced_is_refused_and_takes_no_more_room() {
     let image = Image::usual();
     let (digest, bytes) = image.layer(1);
     let mut longer = bytes.clone();

@@ -76,7 +76,7 @@ async fn a_registry_that_is_down_is_told_by_its_first_cause_with_what_to_check()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refused() {
+async fn h50_h59_manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refused() {
     let image = Image::usual();
     let manifest = image.manifest.clone();
     let manifests = move |reply: Reply| {
@@ -122,7 +122,7 @@ async fn manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_are_refus
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn indexes_lead_to_the_platform_and_never_round_in_circles() {
+async fn h57_indexes_lead_to_the_platform_and_never_round_in_circles() {
     use serde_json::json;
     use vmlet_artifacts::reference::Digest;
     let image = Image::usual();
@@ -223,7 +223,7 @@ async fn a_tag_that_moves_does_not_move_what_is_pinned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_are_asked_of_the_registry_and_never_of_their_urls_and_unknown_types_are_refused() {
+async fn h55_h56_layers_are_asked_of_the_registry_and_never_of_their_urls_and_unknown_types_are_refused() {
     use serde_json::{Value, json};
     let usual = Image::usual();
     let elsewhere = Web::start(|_| Reply::new(200));
@@ -259,7 +259,7 @@ async fn layers_are_asked_of_the_registry_and_never_of_their_urls_and_unknown_ty
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn descriptors_whose_sizes_lie_are_refused() {
+async fn h49_descriptors_whose_sizes_lie_are_refused() {
     use serde_json::{Value, json};
     let usual = Image::usual();
     for (place, by, reason) in [

@@ -28,3 +28,4 @@ pub use summary::Summary;
 pub use time::Timestamp;
 pub use tree::{Attributes, Inode, Kind, MAX_LINKS, MAX_NAME, MAX_TARGET, NodeId, Tree};
 pub use writer::{FileData, FileWriter, Writer};
+pub use xattr::check as check_xattrs;

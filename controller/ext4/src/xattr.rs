@@ -145,6 +145,14 @@ pub(crate) fn take_in(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<
     Ok(Some(Box::new(taken)))
 }
 
+/// Whether an inode can have these extended attributes together: what [`crate::Tree::add`] would say about them.
+///
+/// # Errors
+/// Those of [`crate::Tree::add`] that concern extended attributes.
+pub fn check(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<(), Error> {
+    take_in(xattrs, directory).map(drop)
+}
+
 /// Where each of the sorted attributes of an inode goes.
 struct Plan {
     places: Vec<Place>,

@@ -24,6 +24,14 @@ pub trait Store {
     /// Those of the content, and those of the store.
     fn store(&mut self, content: &mut dyn Content) -> Result<Self::Data, LayerError>;
 
+    /// Whether an entry with these extended attributes could be kept.
+    ///
+    /// # Errors
+    /// Those that could not.
+    fn check(&self, _xattrs: &[(Vec<u8>, Vec<u8>)], _directory: bool) -> Result<(), LayerError> {
+        Ok(())
+    }
+
     /// Data that lost to a later layer.
     ///
     /// # Errors
@@ -141,10 +149,13 @@ pub fn read_layer<S: Store>(
     let mut members = Members::new(input);
     let mut layer = Layer::default();
     while let Some(member) = members.next()? {
+        let refused = |error: LayerError| error.of(&member.name);
         *entries_left = entries_left
             .checked_sub(1)
-            .ok_or_else(|| LayerError::TooLarge(format!("the image has more than {} entries", limits.entries)))?;
-        let path = match classify(normalise(&member.name, limits.path_bytes)?)? {
+            .ok_or_else(|| LayerError::TooLarge(format!("the image has more than {} entries", limits.entries)))
+            .map_err(refused)?;
+        let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
+        let path = match classify(path).map_err(refused)? {
             Named::Entry(path) => path,
             Named::Whiteout(path) => {
                 layer.whiteouts.push(path);
@@ -156,16 +167,22 @@ pub fn read_layer<S: Store>(
             }
             Named::Ignored => continue,
         };
+        if !member.xattrs.is_empty() && !matches!(member.kind, MemberKind::HardLink(_)) {
+            let directory = member.kind == MemberKind::Directory;
+            store.check(&member.xattrs, directory).map_err(refused)?;
+        }
         let kind = match member.kind {
             MemberKind::File { .. } => {
                 let mut content = Rest {
                     members: &mut members,
                     position: Position::default(),
                 };
-                RecordKind::Inode(Inode::File(store.store(&mut content)?))
+                RecordKind::Inode(Inode::File(store.store(&mut content).map_err(refused)?))
             }
             MemberKind::Directory => RecordKind::Directory,
-            MemberKind::HardLink(target) => RecordKind::HardLink(normalise(&target, limits.path_bytes)?),
+            MemberKind::HardLink(target) => {
+                RecordKind::HardLink(normalise(&target, limits.path_bytes).map_err(refused)?)
+            }
             MemberKind::Symlink(target) => RecordKind::Inode(Inode::Symlink(target)),
             MemberKind::CharDevice(major, minor) => {
                 check_device(&path, major, minor)?;

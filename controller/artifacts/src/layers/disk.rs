@@ -56,6 +56,10 @@ impl Store for DiskStore {
         file.finish().map_err(ext4)
     }
 
+    fn check(&self, xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<(), LayerError> {
+        vmlet_ext4::check_xattrs(xattrs, directory).map_err(ext4)
+    }
+
     fn discard(&mut self, data: FileData) -> Result<(), LayerError> {
         self.writer.discard(data).map_err(ext4)
     }

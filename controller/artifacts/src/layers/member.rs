@@ -9,7 +9,7 @@ use std::io::{self, Read};
 
 use super::header::{BLOCK, Header, sparse_pairs};
 use super::pax::Pax;
-use super::sparse::SparseMap;
+use super::sparse::{MOST_REGIONS, SparseMap, too_many_regions};
 use super::{LayerError, show};
 
 /// Content of a PAX header or a GNU long name; Go's limit too.
@@ -75,6 +75,8 @@ pub struct Members<R> {
     padding: u64,
     sparse: Option<SparseMap>,
     ended: bool,
+    /// Members so far.
+    count: u64,
 }
 
 struct Counted<R> {
@@ -95,6 +97,22 @@ struct Extensions {
     pax: Pax,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
+    /// What is wrong with a PAX header; told when it is known whose it is.
+    wrong: Option<LayerError>,
+}
+
+impl Extensions {
+    /// The name of the member that they belong to.
+    fn name(&self, header: &Header<'_>) -> Vec<u8> {
+        let pax = &self.pax;
+        let name = pax
+            .sparse
+            .name
+            .as_ref()
+            .or(pax.path.as_ref())
+            .or(self.long_name.as_ref());
+        name.cloned().unwrap_or_else(|| header.name())
+    }
 }
 
 impl<R: Read> Members<R> {
@@ -109,6 +127,7 @@ impl<R: Read> Members<R> {
             padding: 0,
             sparse: None,
             ended: false,
+            count: 0,
         }
     }
 
@@ -133,7 +152,22 @@ impl<R: Read> Members<R> {
     /// A broken archive. After an error nothing more can be read.
     #[allow(clippy::should_implement_trait, reason = "fallible and lending: not an iterator")]
     pub fn next(&mut self) -> Result<Option<Member>, LayerError> {
-        self.skip_content()?;
+        let count = self.count;
+        self.skip_content().map_err(|error| error.of_number(count))?;
+        let member = self.headers().map_err(|error| error.of_number(count + 1))?;
+        let Some((block, extensions)) = member else {
+            return Ok(None);
+        };
+        self.count += 1;
+        let header = Header::checked(&block);
+        let name = extensions.name(&header);
+        let member = self.member(&header, extensions, &name);
+        let member = member.map_err(|error| error.of(&name))?;
+        Ok(Some(Member { name, ..member }))
+    }
+
+    /// The headers of one member: its own, and what stands before it.
+    fn headers(&mut self) -> Result<Option<([u8; BLOCK], Extensions)>, LayerError> {
         let mut extensions = Extensions::default();
         for _ in 0..=MOST_EXTENSIONS {
             let Some(block) = self.header_block()? else {
@@ -143,19 +177,21 @@ impl<R: Read> Members<R> {
             match header.flag() {
                 b'x' => {
                     let content = self.meta(&header)?;
-                    extensions.pax.read(&content)?;
+                    if let Err(error) = extensions.pax.read(&content) {
+                        extensions.wrong.get_or_insert(error);
+                    }
                 }
                 b'g' => {
                     self.meta(&header)?;
                 }
                 b'L' => extensions.long_name = Some(until_nul(self.meta(&header)?)),
                 b'K' => extensions.long_link = Some(until_nul(self.meta(&header)?)),
-                _ => return self.member(&header, extensions).map(Some),
+                _ => return Ok(Some((block, extensions))),
             }
         }
-        Err(LayerError::malformed(
-            "there are only extension headers, and no member that they belong to",
-        ))
+        Err(LayerError::malformed(format!(
+            "there are more than {MOST_EXTENSIONS} extension headers before one member"
+        )))
     }
 
     /// The next piece of the current file's content; `None` at its end.
@@ -169,6 +205,12 @@ impl<R: Read> Members<R> {
     ) -> Result<Option<Segment<'b>>, LayerError> {
         let mut most = self.stored;
         if let Some(map) = &self.sparse {
+            // Regions that are read, and empty ones, of which there may be a million.
+            while let Some((offset, length)) = map.regions.get(progress.region)
+                && progress.offset >= offset + length
+            {
+                progress.region += 1;
+            }
             let Some(&(offset, length)) = map.regions.get(progress.region) else {
                 let hole = map.size - progress.offset;
                 progress.offset = map.size;
@@ -180,10 +222,6 @@ impl<R: Read> Members<R> {
                 return Ok(Some(Segment::Hole(hole)));
             }
             most = offset + length - progress.offset;
-            if most == 0 {
-                progress.region += 1;
-                return self.content(buf, progress);
-            }
         }
         if most == 0 {
             return Ok(None);
@@ -244,7 +282,7 @@ impl<R: Read> Members<R> {
     }
 
     fn meta(&mut self, header: &Header<'_>) -> Result<Vec<u8>, LayerError> {
-        let size = u64::try_from(header.size()?).map_err(|_| negative_size())?;
+        let size = size(header.size()?)?;
         if size > MOST_META {
             return Err(LayerError::TooLarge(format!(
                 "an extension header has {size} bytes, more than {MOST_META}"
@@ -257,29 +295,23 @@ impl<R: Read> Members<R> {
         Ok(content)
     }
 
-    fn member(&mut self, header: &Header<'_>, extensions: Extensions) -> Result<Member, LayerError> {
+    /// All of a member but its name.
+    fn member(&mut self, header: &Header<'_>, extensions: Extensions, name: &[u8]) -> Result<Member, LayerError> {
         let Extensions {
-            pax,
-            long_name,
-            long_link,
+            pax, long_link, wrong, ..
         } = extensions;
-        let name = pax
-            .sparse
-            .name
-            .clone()
-            .or(pax.path)
-            .or(long_name)
-            .unwrap_or_else(|| header.name());
+        if let Some(error) = wrong {
+            return Err(error);
+        }
         let link = pax.link.or(long_link).unwrap_or_else(|| header.link());
-        let stored = match pax.size {
-            Some(size) => size,
-            None => u64::try_from(header.size()?).map_err(|_| negative_size())?,
-        };
+        let stored = size(match pax.size {
+            Some(size) => size.into(),
+            None => header.size()?,
+        })?;
         let device = || -> Result<(u32, u32), LayerError> {
             let (major, minor) = header.device()?;
             let number = |n: i128| {
-                u32::try_from(n)
-                    .map_err(|_| LayerError::malformed(format!("{} has an impossible device number", show(&name))))
+                u32::try_from(n).map_err(|_| LayerError::malformed(format!("the device number {n} is impossible")))
             };
             Ok((number(major)?, number(minor)?))
         };
@@ -305,15 +337,14 @@ impl<R: Read> Members<R> {
             b'6' => MemberKind::Fifo,
             flag => {
                 return Err(LayerError::Unsupported(format!(
-                    "{} is a tar member of the unknown type {}",
-                    show(&name),
+                    "it is a tar member of the unknown type {}",
                     show(&[flag])
                 )));
             }
         };
         let id = |what: &str, pax: Option<u64>, header: i128| {
-            u32::try_from(pax.map_or(header, i128::from))
-                .map_err(|_| LayerError::malformed(format!("{} has an impossible {what}", show(&name))))
+            let id = pax.map_or(header, i128::from);
+            u32::try_from(id).map_err(|_| LayerError::malformed(format!("the {what} {id} has no room in 32 bits")))
         };
         let mtime = match pax.mtime {
             Some(time) => time,
@@ -332,24 +363,22 @@ impl<R: Read> Members<R> {
             mtime,
             xattrs: pax.xattrs,
             kind,
-            name,
+            name: Vec::new(),
         })
     }
 
     fn old_sparse(&mut self, header: &Header<'_>) -> Result<SparseMap, LayerError> {
-        let (mut pairs, mut more, size) = header.sparse()?;
-        let size = u64::try_from(size).map_err(|_| negative_size())?;
+        let (mut pairs, mut more, real) = header.sparse()?;
+        let size = size(real)?;
         let mut block = [0; BLOCK];
         while more {
-            if pairs.len() > 1 << 20 {
-                return Err(LayerError::TooLarge(
-                    "a sparse file has more than a million regions".into(),
-                ));
-            }
             if !self.block(&mut block)? {
                 return Err(cut_off());
             }
             pairs.extend(sparse_pairs(&block[..504])?);
+            if pairs.len() > MOST_REGIONS {
+                return Err(too_many_regions());
+            }
             more = block[504] != 0;
         }
         SparseMap::from_signed(&pairs, size, self.stored)
@@ -378,8 +407,12 @@ fn cut_off() -> LayerError {
     LayerError::malformed("the tar is cut off")
 }
 
-fn negative_size() -> LayerError {
-    LayerError::malformed("a tar header has a negative or huge size")
+/// A size, below 2^63: sums of a few cannot overflow, and no file system has larger files.
+fn size(size: i128) -> Result<u64, LayerError> {
+    i64::try_from(size)
+        .ok()
+        .and_then(|size| u64::try_from(size).ok())
+        .ok_or_else(|| LayerError::malformed(format!("the size {size} is impossible")))
 }
 
 fn end_is_cut_off(error: io::Error) -> LayerError {

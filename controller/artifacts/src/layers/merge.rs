@@ -8,6 +8,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use vmlet_ext4::MAX_LINKS;
+
 use super::path::split;
 use super::{LayerError, show};
 
@@ -157,7 +159,8 @@ impl<D> Tree<D> {
     /// Entries that cannot exist. The tree is unusable then.
     pub fn apply(&mut self, layer: Layer<D>) -> Result<(), LayerError> {
         for path in &layer.opaques {
-            if let Some(directory) = self.resolve(path, false)? {
+            let found = self.resolve(path, false).map_err(|error| error.of(path))?;
+            if let Some(directory) = found {
                 for (_, child) in std::mem::take(self.children_mut(directory)?) {
                     self.unlink(child);
                 }
@@ -165,14 +168,17 @@ impl<D> Tree<D> {
         }
         for path in &layer.whiteouts {
             let Some((parent, name)) = split(path) else { continue };
-            if let Some(parent) = self.resolve(parent, false)?
+            let found = self.resolve(parent, false).map_err(|error| error.of(path))?;
+            if let Some(parent) = found
                 && let Some(child) = self.children_mut(parent)?.remove(name)
             {
                 self.unlink(child);
             }
         }
         for record in layer.records {
-            self.record(record)?;
+            let path = record.path;
+            self.record(&path, record.attributes, record.xattrs, record.kind)
+                .map_err(|error| error.of(&path))?;
         }
         Ok(())
     }
@@ -209,14 +215,14 @@ impl<D> Tree<D> {
         self.slots.is_empty()
     }
 
-    fn record(&mut self, record: Record<D>) -> Result<(), LayerError> {
-        let Record {
-            path,
-            attributes,
-            xattrs,
-            kind,
-        } = record;
-        let Some((parent_path, name)) = split(&path) else {
+    fn record(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        xattrs: Xattrs,
+        kind: RecordKind<D>,
+    ) -> Result<(), LayerError> {
+        let Some((parent_path, name)) = split(path) else {
             let RecordKind::Directory = kind else {
                 return Err(LayerError::malformed("the root of the layer is not a directory"));
             };
@@ -224,11 +230,11 @@ impl<D> Tree<D> {
         };
         let parent = self
             .resolve(parent_path, true)?
-            .ok_or_else(|| LayerError::malformed(format!("{} has no directory to be in", show(&path))))?;
+            .ok_or_else(|| LayerError::malformed("there is no directory for it to be in"))?;
         // The source of a link is looked up when the directory is there, which may have taken its place, and before the
         // name is, which it may be itself.
         let linked = match &kind {
-            RecordKind::HardLink(target) => Some(self.link_source(&path, target)?),
+            RecordKind::HardLink(target) => Some(self.link_source(path, target)?),
             _ => None,
         };
         let existing = self.children_mut(parent)?.get(name).copied();
@@ -247,7 +253,7 @@ impl<D> Tree<D> {
                 {
                     return Err(LayerError::malformed(format!(
                         "the symbolic link {} has an impossible target ({} bytes)",
-                        show(&path),
+                        show(path),
                         target.len()
                     )));
                 }
@@ -258,7 +264,14 @@ impl<D> Tree<D> {
                 if existing == Some(id) {
                     return Ok(());
                 }
-                self.slot_mut(id)?.links += 1;
+                let links = &mut self.slot_mut(id)?.links;
+                if *links == MAX_LINKS {
+                    return Err(LayerError::malformed(format!(
+                        "it would be the {}st name of one file; ext4 ends at {MAX_LINKS}",
+                        MAX_LINKS + 1
+                    )));
+                }
+                *links += 1;
                 id
             }
         };

@@ -55,6 +55,14 @@ pub enum StoreError {
     /// The file system writer refused or failed.
     #[error(transparent)]
     Ext4(#[from] vmlet_ext4::Error),
+    /// The same, about one entry of a layer.
+    #[error("{entry}: {error}")]
+    Entry {
+        /// Its path, as [`show`] has it.
+        entry: String,
+        /// What is wrong with it.
+        error: vmlet_ext4::Error,
+    },
     /// The local file failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -63,6 +71,35 @@ pub enum StoreError {
 impl LayerError {
     pub(crate) fn malformed(message: impl Into<String>) -> LayerError {
         LayerError::Malformed(message.into())
+    }
+
+    /// Says which entry is refused, if that is not said yet. What is wrong with the whole layer stays as it is.
+    pub(crate) fn of(self, entry: &[u8]) -> LayerError {
+        let entry = show(entry);
+        let named = |message: String| match message.contains(&entry) {
+            true => message,
+            false => format!("{entry}: {message}"),
+        };
+        self.worded(named, &entry)
+    }
+
+    /// The same for an entry whose name is not known: it is the `number`th one, from 1.
+    pub(crate) fn of_number(self, number: u64) -> LayerError {
+        let entry = format!("entry {number}");
+        self.worded(|message| format!("{entry}: {message}"), &entry)
+    }
+
+    fn worded(self, named: impl Fn(String) -> String, entry: &str) -> LayerError {
+        match self {
+            LayerError::Malformed(message) => LayerError::Malformed(named(message)),
+            LayerError::Unsupported(message) => LayerError::Unsupported(named(message)),
+            LayerError::TooLarge(message) => LayerError::TooLarge(named(message)),
+            LayerError::Store(StoreError::Ext4(error)) if !matches!(error, vmlet_ext4::Error::Io { .. }) => {
+                let entry = entry.to_owned();
+                LayerError::Store(StoreError::Entry { entry, error })
+            }
+            other => other,
+        }
     }
 }
 

@@ -3,6 +3,9 @@
 use super::sparse::PaxSparse;
 use super::{LayerError, show};
 
+/// Far more than any file system keeps for one inode; the search for a name among them is linear.
+const MOST_XATTRS: usize = 1024;
+
 /// What a PAX header overrides for the member that follows it.
 #[derive(Debug, Default)]
 pub struct Pax {
@@ -76,10 +79,16 @@ impl Pax {
                 show(name)
             )));
         }
-        match self.xattrs.iter_mut().find(|(known, _)| known == name) {
-            Some(known) => known.1 = value.to_vec(),
-            None => self.xattrs.push((name.to_vec(), value.to_vec())),
+        if let Some((_, known)) = self.xattrs.iter_mut().find(|(known, _)| known == name) {
+            *known = value.to_vec();
+            return Ok(());
         }
+        if self.xattrs.len() == MOST_XATTRS {
+            return Err(LayerError::TooLarge(format!(
+                "it has more than {MOST_XATTRS} extended attributes"
+            )));
+        }
+        self.xattrs.push((name.to_vec(), value.to_vec()));
         Ok(())
     }
 }

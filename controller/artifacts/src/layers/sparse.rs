@@ -7,7 +7,11 @@ use super::pax::decimal;
 use super::{LayerError, show};
 
 /// More data regions than any real file has; 16 MiB of memory.
-const MOST_REGIONS: usize = 1 << 20;
+pub(super) const MOST_REGIONS: usize = 1 << 20;
+
+pub(super) fn too_many_regions() -> LayerError {
+    LayerError::TooLarge(format!("the sparse file has more than {MOST_REGIONS} regions"))
+}
 
 /// Where the data of a sparse file lies: regions in order, holes between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,9 +149,7 @@ fn read_map(data: &mut impl Read, stored: &mut u64) -> Result<Vec<(u64, u64)>, L
     };
     let count = usize::try_from(lines.number()?).unwrap_or(usize::MAX);
     if count > MOST_REGIONS {
-        return Err(LayerError::TooLarge(format!(
-            "a sparse file has {count} regions, more than {MOST_REGIONS}"
-        )));
+        return Err(too_many_regions());
     }
     let mut regions = Vec::new();
     for _ in 0..count {

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::error::{PullError, Reason};
 use crate::layers::{LayerError, StoreError};
+use crate::reference::Digest;
 
 /// `what` names the layer or the image.
 pub fn layer(what: &str, error: LayerError) -> PullError {
@@ -28,14 +29,21 @@ pub fn layer(what: &str, error: LayerError) -> PullError {
     PullError::new(reason, format!("{what}: {error}"))
 }
 
+/// The same for one of several layers, whose digests are named where they are known.
+pub fn one_layer(whole: &str, at: usize, digests: &[Digest], error: LayerError) -> PullError {
+    let digest = digests.get(at).map(|digest| format!(" ({digest})")).unwrap_or_default();
+    layer(&format!("layer {}{digest} of {whole}", at + 1), error)
+}
+
 /// The same for what the file system writer says.
 pub fn store(what: &str, error: StoreError) -> PullError {
-    match error {
-        StoreError::Io(error) => PullError::io(what, &error),
-        StoreError::Ext4(vmlet_ext4::Error::Io { source, .. }) => PullError::io(what, &source),
-        StoreError::Ext4(error @ (vmlet_ext4::Error::DoesNotFit { .. } | vmlet_ext4::Error::TooManyInodes { .. })) => {
-            PullError::new(Reason::TooLarge, format!("{what}: {error}"))
-        }
-        StoreError::Ext4(error) => PullError::new(Reason::Malformed, format!("{what}: {error}")),
-    }
+    use vmlet_ext4::Error;
+    let reason = match &error {
+        StoreError::Io(source) | StoreError::Ext4(Error::Io { source, .. }) => return PullError::io(what, source),
+        StoreError::Ext4(error) | StoreError::Entry { error, .. } => match error {
+            Error::DoesNotFit { .. } | Error::TooManyInodes { .. } | Error::FileTooLarge { .. } => Reason::TooLarge,
+            _ => Reason::Malformed,
+        },
+    };
+    PullError::new(reason, format!("{what}: {error}"))
 }

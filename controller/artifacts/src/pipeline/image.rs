@@ -174,10 +174,11 @@ impl Inner {
         let Configured { diff_ids, run } = configured(name, &configuration, platform, found.manifest.layers.len())?;
         let wanted = wanted(name, &found.manifest)?;
         let (dir, limits, digest) = (cx.dir.clone(), self.limits.clone(), found.digest.clone());
+        let named = digests(&wanted);
         let make = move |blobs: &[Bytes]| {
             let layers = inputs(blobs, diff_ids.into_iter().map(Some));
             let stop = || stop_all(blobs);
-            build(&dir.join(DISK), &digest, layers, &limits, size, &stop)
+            build(&dir.join(DISK), &digest, &named, layers, &limits, size, &stop)
         };
         let content_hash = self.with_blobs(cx, &found.origin, wanted, make).await?;
         Ok((found.digest, built(content_hash, run)))
@@ -211,7 +212,7 @@ impl Inner {
                         diff_id: None,
                     }];
                     let stop = || stop_all(std::slice::from_ref(bytes));
-                    build(&dir.join(DISK), &identity, layers, &limits, size, &stop).map(Step::Disk)
+                    build(&dir.join(DISK), &identity, &[], layers, &limits, size, &stop).map(Step::Disk)
                 }
                 Content::Archive => {
                     let archive = spool(&what, bytes, looked, &dir, &limits)?;
@@ -221,7 +222,7 @@ impl Inner {
                     // Its names only looked like those of an archive.
                     let all = Bytes::Here(Here::new(&unpacked, &what, archive.bytes().clone(), None));
                     let layers = inputs(std::slice::from_ref(&all), [None]);
-                    build(&dir.join(DISK), &identity, layers, &limits, size, &|| ()).map(Step::Disk)
+                    build(&dir.join(DISK), &identity, &[], layers, &limits, size, &|| ()).map(Step::Disk)
                 }
             }
         });
@@ -245,8 +246,9 @@ impl Inner {
                 let layers: Vec<Bytes> = docker_layers(cx, &name, image.layers);
                 let (dir, limits, identity) = (cx.dir.clone(), self.limits.clone(), Digest::sha256(&image.config));
                 let make = move || {
-                    let layers = inputs(&layers, diff_ids.into_iter().map(Some));
-                    build(&dir.join(DISK), &identity, layers, &limits, size, &|| ())
+                    // A docker archive names its layers by what they are uncompressed.
+                    let layers = inputs(&layers, diff_ids.iter().cloned().map(Some));
+                    build(&dir.join(DISK), &identity, &diff_ids, layers, &limits, size, &|| ())
                 };
                 let content_hash = on_thread(cx, make).await?;
                 Ok((digest, built(content_hash, run)))
@@ -270,6 +272,11 @@ pub fn inputs(blobs: &[Bytes], diff_ids: impl IntoIterator<Item = Option<Digest>
         diff_id,
     };
     blobs.iter().zip(diff_ids).map(input).collect()
+}
+
+/// Digests of blobs, for messages.
+pub fn digests(wanted: &[(Digest, u64)]) -> Vec<Digest> {
+    wanted.iter().map(|(digest, _)| digest.clone()).collect()
 }
 
 /// The blobs of an image's layers, with their sizes.
@@ -368,6 +375,7 @@ fn take_ext4(name: &str, mut looked: Looked, path: &Path) -> Result<String, Pull
 fn build(
     path: &Path,
     identity: &Digest,
+    named: &[Digest],
     layers: Vec<Input>,
     limits: &Limits,
     size: Size,
@@ -381,7 +389,7 @@ fn build(
     let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;
     let mut store = DiskStore::new(writer);
     let tree = flatten(layers, &mut store, limits, stop)
-        .map_err(|(at, error)| failure::layer(&format!("layer {} of {identity}", at + 1), error))?;
+        .map_err(|(at, error)| failure::one_layer(&identity.to_string(), at, named, error))?;
     store.finish(tree).map_err(|error| failure::store(&what, error))?;
     disk::content_hash(&reading).map_err(io)
 }

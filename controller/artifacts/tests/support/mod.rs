@@ -1,5 +1,6 @@
 //! A real registry on loopback, and artefacts pushed to it.
 
+pub mod disk;
 pub mod kernels;
 pub mod raw;
 pub mod scripted;

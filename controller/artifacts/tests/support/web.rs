@@ -77,6 +77,11 @@ impl Reply {
         self
     }
 
+    /// Whether it has this status.
+    pub fn is(&self, status: u16) -> bool {
+        self.status == status
+    }
+
     /// A body as a good server gives it, with ranges.
     pub fn ranged(request: &Request, body: &[u8]) -> Reply {
         match request.from() {

@@ -20,6 +20,7 @@ use crate::layers::apply::{Input, flatten};
 use crate::layers::merge::{Inode, Node, NodeId, Tree};
 use crate::layers::spool::{Spool, Spooled};
 use crate::pulls::work::{BuiltKernel, KernelPaths};
+use crate::reference::Digest;
 use crate::types::{BootFormat, Limits};
 
 const SPOOL: &str = "spool";
@@ -44,16 +45,16 @@ pub struct Extract {
 }
 
 impl Extract {
-    /// Merges the layers and takes the files out.
+    /// Merges the layers, which have these digests as far as they are known, and takes the files out.
     ///
     /// # Errors
     /// Those of layers, a kernel that is missing or does not boot, the disk.
-    pub fn run(self, layers: Vec<Input>, stop: &(dyn Fn() + Sync)) -> Result<BuiltKernel, PullError> {
+    pub fn run(self, layers: Vec<Input>, named: &[Digest], stop: &(dyn Fn() + Sync)) -> Result<BuiltKernel, PullError> {
         let name = &self.name;
         let local = |error: io::Error| PullError::io(name, &error);
         let mut spool = Spool::new(unnamed(&self.dir.join(SPOOL)).map_err(local)?);
         let mut tree = flatten(layers, &mut spool, &self.limits, stop)
-            .map_err(|(at, error)| failure::layer(&format!("{name}: layer {}", at + 1), error))?;
+            .map_err(|(at, error)| failure::one_layer(name, at, named, error))?;
         let mut search = Search {
             name,
             tree: &mut tree,

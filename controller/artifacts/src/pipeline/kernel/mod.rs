@@ -7,7 +7,7 @@ mod search;
 use super::archive::{Archive, Flavour};
 use super::content::{Content, look, spool};
 use super::fetch::{Bytes, on_thread, stop_all};
-use super::image::{Configured, configured, docker_layers, inputs, wanted};
+use super::image::{Configured, configured, digests, docker_layers, inputs, wanted};
 use super::local::{Here, INDEX, Layout};
 use super::origin::{FileSource, Opened, Origin};
 use super::{Inner, failure};
@@ -95,9 +95,10 @@ impl Inner {
         let Configured { diff_ids, .. } = configured(name, &bytes, platform, found.manifest.layers.len())?;
         let wanted = wanted(name, &found.manifest)?;
         let extract = self.extract(name, &found.digest, paths, cx);
+        let named = digests(&wanted);
         let make = move |blobs: &[Bytes]| {
             let layers = inputs(blobs, diff_ids.into_iter().map(Some));
-            extract.run(layers, &|| stop_all(blobs))
+            extract.run(layers, &named, &|| stop_all(blobs))
         };
         self.with_blobs(cx, &found.origin, wanted, make).await
     }
@@ -138,7 +139,7 @@ impl Inner {
                         bytes: looked.bytes,
                         diff_id: None,
                     }];
-                    extract.run(layers, &stop).map(Step::Done)
+                    extract.run(layers, &[], &stop).map(Step::Done)
                 }
                 Content::Archive => {
                     let archive = spool(&what, bytes, looked, &dir, &limits)?;
@@ -148,7 +149,7 @@ impl Inner {
                     // Its names only looked like those of an archive.
                     let all = Bytes::Here(Here::new(&unpacked, &what, archive.bytes().clone(), None));
                     extract
-                        .run(inputs(std::slice::from_ref(&all), [None]), &stop)
+                        .run(inputs(std::slice::from_ref(&all), [None]), &[], &stop)
                         .map(Step::Done)
                 }
             }
@@ -171,7 +172,10 @@ impl Inner {
                 let Configured { diff_ids, .. } = configured(&name, &image.config, platform, image.layers.len())?;
                 let layers = docker_layers(cx, &name, image.layers);
                 let extract = self.extract(&name, digest, paths, cx);
-                let make = move || extract.run(inputs(&layers, diff_ids.into_iter().map(Some)), &|| ());
+                let make = move || {
+                    let inputs = inputs(&layers, diff_ids.iter().cloned().map(Some));
+                    extract.run(inputs, &diff_ids, &|| ())
+                };
                 on_thread(cx, make).await
             }
         }
