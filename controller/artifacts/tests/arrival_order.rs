@@ -16,6 +16,8 @@ use support::{gzip, image, zstd};
 
 const LAYERS: usize = 4;
 
+type Pack = fn(&[u8]) -> Vec<u8>;
+
 /// Four layers that replace, hide and link what others have, of very different sizes and compressions.
 fn served() -> Image {
     let noise = |seed: u32, length: u32| -> Vec<u8> {
@@ -39,7 +41,7 @@ fn served() -> Image {
         vec![data("d/a", 3, 10_000), file(".wh.lost", ""), symlink("l", "d")],
         vec![data("l/e", 4, 50_000), hardlink("f", "d/b"), data("d/b", 5, 7)],
     ];
-    let pack: [fn(&[u8]) -> Vec<u8>; LAYERS] = [gzip, zstd, |bytes| bytes.to_vec(), gzip];
+    let pack: [Pack; LAYERS] = [gzip, zstd, |bytes| bytes.to_vec(), gzip];
     let layers = layers.iter().zip(pack);
     let layers: Vec<_> = layers
         .map(|(members, pack)| (tar(members), pack(&tar(members))))

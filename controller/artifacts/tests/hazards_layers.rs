@@ -8,6 +8,7 @@ mod support;
 
 use std::io::Cursor;
 use std::os::unix::fs::MetadataExt;
+use std::slice::from_ref;
 
 use support::disk::on_disk;
 use support::raw::{Member, Memory, attributes, content, dir, file, hardlink, list, member, merge, open_tar, tar};
@@ -123,10 +124,10 @@ fn h37_nodes_replace_and_are_replaced() {
     ];
     for (lower, _) in &others {
         for (upper, word) in &others {
-            assert_eq!(list(&[&[lower.clone()], &[upper.clone()]]), tree(&[("/n", word)]));
+            assert_eq!(list(&[from_ref(lower), from_ref(upper)]), tree(&[("/n", word)]));
         }
-        assert!(list(&[&[lower.clone()], &[file(".wh.n", "")]]).is_empty());
-        let linked = list(&[&[lower.clone()], &[hardlink("m", "n"), file("n", "new")]]);
+        assert!(list(&[from_ref(lower), &[file(".wh.n", "")]]).is_empty());
+        let linked = list(&[from_ref(lower), &[hardlink("m", "n"), file("n", "new")]]);
         assert_eq!(linked["/n"], "\"new\"");
         assert_eq!(linked.len(), 2);
     }
@@ -277,7 +278,7 @@ fn h46_h47_damage_or_junk_in_one_layer_is_told_with_its_place_and_moves_nothing_
     // Behind its end a layer may have anything, however it is packed; the next one begins at its own start.
     let junk = [&good[..], b"junk", &tar(&[file("ghost", "x")])].concat();
     let above = tar(&[file("c", "z")]);
-    let layers = vec![junk.clone(), gzip(&junk), zstd(&junk), above];
+    let layers = [junk.clone(), gzip(&junk), zstd(&junk), above];
     let inputs = layers
         .iter()
         .zip([&junk, &junk, &junk, &layers[3]])
