@@ -3,6 +3,8 @@
 //! Nothing here knows of Kubernetes or of virtual machines. A caller asks `Artifacts` for an
 //! image disk or a kernel and is told, without waiting, how far it is.
 
+pub mod authfile;
+mod credential_helper;
 pub mod docker_config;
 pub mod error;
 pub mod facade;

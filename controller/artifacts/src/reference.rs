@@ -164,9 +164,16 @@ impl Reference {
         }
     }
 
-    /// Whether a login for this registry host is one for here.
-    pub fn is_for(&self, registry: &str) -> bool {
-        registry == self.registry || registry == self.host()
+    /// Whether a login for this scope is one for here: `host[:port]`, with `*` for parts of the name between two dots, and
+    /// perhaps the beginning of a repository's name, whole components (containers-auth.json(5), the kubelet's keys).
+    pub fn is_for(&self, scope: &str) -> bool {
+        let (host, path) = scope.split_once('/').unwrap_or((scope, ""));
+        let path = path.trim_end_matches('/');
+        let named = || match self.repository.strip_prefix(path) {
+            Some(rest) => path.is_empty() || rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        };
+        (host_fits(host, &self.registry) || host_fits(host, self.host())) && named()
     }
 
     /// What to ask the registry for: the digest, or else the tag.
@@ -261,6 +268,34 @@ impl FromStr for Reference {
             digest,
         })
     }
+}
+
+/// Whether a host's name, with its port, is one that a pattern means. A `*` never reaches over a dot.
+fn host_fits(pattern: &str, host: &str) -> bool {
+    let split = |text: &str| match text.rsplit_once(':') {
+        // Not the last group of an IPv6 address.
+        Some((name, port)) if !port.contains(']') => (name.to_ascii_lowercase(), port.to_owned()),
+        _ => (text.to_ascii_lowercase(), String::new()),
+    };
+    let ((pattern, wanted), (name, port)) = (split(pattern), split(host));
+    let labels = || pattern.split('.').zip(name.split('.'));
+    wanted == port && pattern.split('.').count() == name.split('.').count() && labels().all(|(p, n)| label_fits(p, n))
+}
+
+fn label_fits(pattern: &str, label: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == label;
+    };
+    let Some(mut left) = label.strip_prefix(start) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(at) = left.find(part) else { return false };
+        left = &left[at + part.len()..];
+    }
+    left.ends_with(end)
 }
 
 fn is_host(host: &str) -> bool {

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::registry::config::Registries;
+
 /// Who asks: an opaque name, usually an object's uid. It is what is sent on the `wake` channel
 /// when something it asked for became ready or failed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,12 +64,23 @@ impl fmt::Display for Source {
 /// A user name and password (or token) for one registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credential {
-    /// The registry's host, with its port if it has one.
+    /// The registry's host, with its port if it has one, and perhaps the beginning of a repository's name:
+    /// `r.example:5000/team`. See [`Reference::is_for`](crate::reference::Reference::is_for).
     pub registry: String,
-    /// The user name.
+    /// The user name; [`IDENTITY_TOKEN`] where the password is an identity token.
     pub username: String,
     /// The password or token; never shown.
     pub password: String,
+}
+
+/// The user name that Docker's files and helpers write where they have an identity token instead of a password.
+pub const IDENTITY_TOKEN: &str = "<token>";
+
+impl Credential {
+    /// The identity token, which a token server exchanges for one of its own.
+    pub fn identity_token(&self) -> Option<&str> {
+        (self.username == IDENTITY_TOKEN).then_some(self.password.as_str())
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -335,6 +348,8 @@ pub struct Config {
     pub platform: String,
     /// Bounds on what comes from outside.
     pub limits: Limits,
+    /// The operator's settings of registries: mirrors, authorities, proxies, logins.
+    pub registries: Registries,
 }
 
 impl Config {
@@ -346,6 +361,7 @@ impl Config {
             max_parallel_pulls: 3,
             platform: host_platform(),
             limits: Limits::default(),
+            registries: Registries::default(),
         }
     }
 }

@@ -78,6 +78,9 @@ pub struct NodeArgs {
     /// Images and kernels that are pulled at once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_parallel_pulls: u16,
+    /// Registries.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
     /// Days for which images and kernels are kept that nobody uses. On a disk that is nearly full, minutes.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(0..=3650))]
     pub keep_unused_days: u16,
@@ -87,6 +90,19 @@ pub struct NodeArgs {
     /// Address for /metrics, /livez and /readyz, for example 127.0.0.1:9464. They need no credentials.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// What is said about registries.
+#[derive(Clone, Debug, Args)]
+pub struct RegistryArgs {
+    /// Registry configuration: mirrors, plain HTTP, own authorities, proxies. Defaults to /etc/vmlet/registries.conf, if it
+    /// exists.
+    #[arg(long, value_name = "FILE", env = "VMLET_REGISTRY_CONFIG")]
+    pub registry_config: Option<PathBuf>,
+    /// Docker configuration file with registry logins of this machine, beside the pull secrets. What they open is open to
+    /// all VMs here. Its credential helpers are run.
+    #[arg(long, value_name = "FILE", env = "VMLET_AUTHFILE")]
+    pub authfile: Option<PathBuf>,
 }
 
 /// Settings of `vmlet standalone`.
@@ -126,6 +142,9 @@ pub struct Controller {
     /// Directory for what is needed while references are resolved.
     #[arg(long, env = "VMLET_DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,
+    /// Registries.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
     /// Which API.
     #[command(flatten)]
     pub api: ApiArgs,
@@ -173,8 +192,13 @@ pub struct ImageBuild {
     /// Platform to take from an index, for example linux/arm64. Defaults to this machine's.
     #[arg(long)]
     pub platform: Option<String>,
-    /// Docker configuration file with registry credentials. Defaults to ~/.docker/config.json, if it exists.
-    #[arg(long)]
+    /// Registry configuration: mirrors, plain HTTP, own authorities, proxies. Defaults to /etc/vmlet/registries.conf, if it
+    /// exists.
+    #[arg(long, value_name = "FILE", env = "VMLET_REGISTRY_CONFIG")]
+    pub registry_config: Option<PathBuf>,
+    /// Docker configuration file with registry logins, whose credential helpers are run. Defaults to
+    /// ~/.docker/config.json, if it exists.
+    #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
 }
 

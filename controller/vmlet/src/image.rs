@@ -4,14 +4,16 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use vmlet_artifacts::docker_config;
+use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
+use vmlet_artifacts::registry::config::DEFAULT_PATH;
 
 use crate::cli::ImageBuild;
+use crate::registries;
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
@@ -28,28 +30,29 @@ pub async fn build(args: ImageBuild) -> Result<()> {
         ),
     };
     may_be_written(&args.output, args.force)?;
-    let authfile = args
-        .authfile
-        .clone()
-        .map(|path| (path, true))
-        .or_else(|| std::env::var_os("HOME").map(|home| (PathBuf::from(home).join(".docker/config.json"), false)));
-    let credentials = match authfile {
-        None => Vec::new(),
-        Some((path, asked)) => match std::fs::read(&path) {
-            Ok(bytes) => {
-                docker_config::parse(&bytes).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
-            }
-            Err(error) if asked => return Err(error).with_context(|| format!("--authfile {}", path.display())),
-            Err(_) => Vec::new(),
-        },
+    let authfile = match (&args.authfile, std::env::var_os("HOME")) {
+        (Some(path), _) => Some(registries::authfile(path)?),
+        (None, Some(home)) => {
+            let usual = PathBuf::from(home).join(".docker/config.json");
+            // What nobody asked for and nobody may read is as good as absent.
+            let there = std::fs::File::open(&usual).is_ok();
+            there
+                .then(|| Authfile::read(&usual))
+                .transpose()
+                .map_err(|error| anyhow!(error))?
+        }
+        (None, None) => None,
     };
+    let usual = Path::new(DEFAULT_PATH);
+    let registries = registries::read(args.registry_config.as_deref(), usual, authfile)?;
     let progress = Progress::default();
     let build = FileBuild {
         reference: args.reference.clone(),
         output: args.output.clone(),
         size,
         platform: args.platform.clone(),
-        credentials,
+        credentials: Vec::new(),
+        registries,
     };
     let shown = tokio::spawn(show(progress.clone(), args.reference.clone()));
     let result = build_image_file(build, progress).await;

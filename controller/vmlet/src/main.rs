@@ -8,6 +8,7 @@ mod image;
 mod kernel;
 mod logs;
 mod node;
+mod registries;
 mod setup;
 mod ssh;
 mod standalone;

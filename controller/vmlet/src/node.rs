@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pipeline::Pipeline;
+use vmlet_artifacts::registry::config::Registries;
 use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest};
 use vmlet_cluster::leader;
 use vmlet_machines::{HostFacts, Level, Machines};
@@ -52,6 +53,7 @@ pub struct Wakes {
 /// Locks and opens a data directory: adopts the machines that run, sweeps what is left over.
 pub async fn open(args: &NodeArgs, admin: &Admin) -> Result<Node> {
     let dir = &args.data_dir;
+    let registries = crate::registries::open(&args.registries)?;
     let lock = lock(dir)?;
     admin.done(Step::DataDirectory);
     let (machine_wake, machines_rx) = mpsc::channel(WAKES);
@@ -59,8 +61,13 @@ pub async fn open(args: &NodeArgs, admin: &Admin) -> Result<Node> {
         .await
         .with_context(|| format!("machines below {}", dir.display()))?;
     admin.done(Step::Machines);
-    let (artifacts, [vms, images, kernels]) =
-        open_artifacts(dir, args.import_dir.as_deref(), usize::from(args.max_parallel_pulls)).await?;
+    let (artifacts, [vms, images, kernels]) = open_artifacts(
+        dir,
+        args.import_dir.as_deref(),
+        usize::from(args.max_parallel_pulls),
+        registries,
+    )
+    .await?;
     admin.done(Step::Artifacts);
     Ok(Node {
         artifacts,
@@ -95,10 +102,12 @@ async fn open_artifacts(
     dir: &Path,
     import_dir: Option<&Path>,
     parallel: usize,
+    registries: Registries,
 ) -> Result<(Artifacts, [mpsc::Receiver<String>; 3])> {
     let mut config = ArtifactsConfig::new(dir.join("artifacts"));
     config.import_dir = import_dir.map(Path::to_path_buf);
     config.max_parallel_pulls = parallel;
+    config.registries = registries;
     let (wake, mut woken) = mpsc::channel::<Interest>(WAKES);
     let pipeline = Pipeline::new(&config)?;
     let artifacts = Artifacts::open_with(&config, Arc::new(pipeline), wake)
@@ -180,10 +189,11 @@ pub async fn agent(args: cli::Agent, shutdown: CancellationToken) -> Result<()> 
 
 /// `vmlet controller`.
 pub async fn controller(args: cli::Controller, shutdown: CancellationToken) -> Result<()> {
+    let registries = crate::registries::open(&args.registries)?;
     let client = crate::setup::client(&args.api).await?;
     let dir = args.data_dir.join("controller");
     let _lock = lock(&dir)?;
-    let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1).await?;
+    let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1, registries).await?;
     let identity = format!(
         "{}_{}",
         rustix::system::uname().nodename().to_string_lossy(),

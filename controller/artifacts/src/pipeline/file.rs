@@ -12,6 +12,7 @@ use super::{LAYOUT, Pipeline, disk, image};
 use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
 use crate::pulls::work::{Progress, WorkContext};
+use crate::registry::config::Registries;
 use crate::types::{Config, Credential, ImageDisk, Source, host_platform};
 
 /// What to build, and where to.
@@ -27,6 +28,8 @@ pub struct FileBuild {
     pub platform: Option<String>,
     /// Credentials to try, in order.
     pub credentials: Vec<Credential>,
+    /// The operator's settings of registries.
+    pub registries: Registries,
 }
 
 /// Pulls an image and makes a disk of it. When this returns `Ok` the file and its name are
@@ -42,6 +45,7 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         size,
         platform,
         credentials,
+        registries,
     } = build;
     let platform = platform.unwrap_or_else(host_platform);
     let source = Source::Oci {
@@ -50,15 +54,27 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
     };
     let local = |error: io::Error| PullError::io(output.display(), &error);
     let scratch = Scratch::next_to(&output).map_err(local)?;
-    let pipeline = Pipeline::new(&Config::new(scratch.0.clone()))?;
+    let config = Config {
+        registries,
+        ..Config::new(scratch.0.clone())
+    };
+    let pipeline = Pipeline::new(&config)?;
     let cancel = CancellationToken::new();
     let _dropped = cancel.clone().drop_guard();
     let cx = WorkContext::new(cancel, progress, scratch.0.clone(), scratch.0.clone());
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
-    let (digest, built) = pipeline
-        .0
-        .image(&source, None, &platform, &credentials, &cx, extent)
-        .await?;
+    let (digest, built) = loop {
+        let built = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent);
+        match built.await {
+            // A mirror had wrong content. Each time there is one fewer to be asked for that digest.
+            Err(error) if error.reason == Reason::WrongDigest && !error.is_terminal() => {
+                tracing::warn!(%error, "once more, from elsewhere");
+                let half = scratch.0.join(image::DISK);
+                std::fs::remove_file(&half).or_else(absent_is_fine).map_err(local)?;
+            }
+            result => break result?,
+        }
+    };
     let made = scratch.0.join(image::DISK);
     let target = output.clone();
     let publish = move || -> io::Result<(u64, u64)> {
@@ -87,6 +103,13 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         config: built.config,
         content_hash: built.content_hash,
     })
+}
+
+fn absent_is_fine(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
 
 fn parent(path: &Path) -> &Path {

@@ -45,7 +45,7 @@ impl Pipeline {
     /// TLS cannot be set up.
     pub fn new(config: &Config) -> Result<Pipeline, PullError> {
         let inner = Inner {
-            http: Http::new(&config.limits)?,
+            http: Http::new(&config.limits, config.registries.clone())?,
             limits: config.limits.clone(),
             import_dir: config.import_dir.clone(),
             downloads: fetch::Downloads::default(),

@@ -7,6 +7,7 @@ use super::local::{INDEX, Import, Layout, Section, import};
 use crate::error::{PullError, Reason};
 use crate::layers::show;
 use crate::reference::{Digest, ParseError, Reference};
+use crate::registry::blob::Transfer;
 use crate::registry::http::{Http, Route, range, success};
 use crate::registry::{Fetched, Registry};
 use crate::types::{Credential, Source};
@@ -81,7 +82,7 @@ impl Inner {
                 let mut reference: Reference = reference.parse().map_err(bad)?;
                 reference.digest = digest.or(reference.digest);
                 let version = reference.version();
-                let registry = Registry::open(self.http.clone(), self.limits.clone(), reference, credentials).await?;
+                let registry = Registry::open(self.http.clone(), self.limits.clone(), reference, credentials)?;
                 Ok(Opened::Image(Origin::Registry(registry), version))
             }
             Source::Path { path } => match import(self.import_dir.as_deref(), path, self.limits.manifest_bytes)? {
@@ -162,10 +163,13 @@ impl WebFile {
 
 impl Remote {
     /// A blob's bytes, from the start or from an offset; not checked. "416 Range Not Satisfiable" is an answer.
-    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response, PullError> {
+    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Transfer, PullError> {
         match self {
             Remote::Registry(registry) => registry.blob(digest, from).await,
-            Remote::Web(file) => file.get(from).await,
+            Remote::Web(file) => Ok(Transfer {
+                response: file.get(from).await?,
+                mirror: None,
+            }),
         }
     }
 }

@@ -62,7 +62,8 @@ pub fn is_loopback(url: &Url) -> bool {
 #[error("{0} resolves to {1}, an address that is never asked")]
 pub struct Forbidden(String, IpAddr);
 
-type Lookup = fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+/// Finds the addresses of a name.
+pub type Lookup = fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 
 /// Resolves host names without the addresses that are never asked.
 pub struct Filtered {
@@ -70,6 +71,8 @@ pub struct Filtered {
     pub own: bool,
     /// Where addresses come from.
     pub lookup: Lookup,
+    /// Names that may mean anything: the operator's own proxies.
+    pub free: std::sync::Arc<[String]>,
 }
 
 /// The system's resolver.
@@ -80,10 +83,11 @@ pub fn system(name: String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
 impl Resolve for Filtered {
     fn resolve(&self, name: Name) -> Resolving {
         let (own, name) = (self.own, name.as_str().to_owned());
+        let free = self.free.contains(&name);
         let found = (self.lookup)(name.clone());
         Box::pin(async move {
             let found = found.await?;
-            let refused = |at: &&SocketAddr| is_never_asked(at.ip()) || (!own && is_own(at.ip()));
+            let refused = |at: &&SocketAddr| !free && (is_never_asked(at.ip()) || (!own && is_own(at.ip())));
             let first_refused = found.iter().find(refused).map(SocketAddr::ip);
             let good: Vec<SocketAddr> = found.iter().filter(|at| !refused(at)).copied().collect();
             match first_refused {
@@ -103,7 +107,7 @@ mod tests {
             "metadata.example" => &["169.254.169.254"],
             "rebound.example" => &["::ffff:169.254.169.254", "fe80::1"],
             "nat64.example" => &["64:ff9b::a9fe:a9fe"],
-            "mine.example" => &["127.0.0.1", "::1"],
+            "mine.example" | "proxy.example" => &["127.0.0.1", "::1"],
             "mixed.example" => &["169.254.1.1", "192.0.2.7"],
             _ => &["192.0.2.1", "10.0.0.1"],
         };
@@ -113,7 +117,11 @@ mod tests {
     }
 
     async fn resolve(name: &str, own: bool) -> Result<Vec<String>, String> {
-        let filtered = Filtered { own, lookup: scripted };
+        let filtered = Filtered {
+            own,
+            lookup: scripted,
+            free: ["proxy.example".to_owned()].into(),
+        };
         let found = filtered.resolve(name.parse().expect("a name")).await;
         found
             .map(|all| all.map(|at| at.ip().to_string()).collect())
@@ -137,6 +145,7 @@ mod tests {
     async fn a_name_means_this_machine_only_where_that_is_allowed() {
         assert_eq!(resolve("mine.example", true).await.expect("allowed").len(), 2);
         resolve("mine.example", false).await.expect_err("refused");
+        assert_eq!(resolve("proxy.example", false).await.expect("the operator's").len(), 2);
     }
 
     #[test]

@@ -15,8 +15,9 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::http::{Pace, unreachable};
-use crate::error::{PullError, Reason};
+use crate::error::{Kind, PullError, Reason};
 use crate::pulls::work::Progress;
 use crate::reference::Digest;
 
@@ -36,6 +37,31 @@ pub struct Blob {
     pub path: PathBuf,
     /// Over this time some bytes must come.
     pub stall: Duration,
+}
+
+/// A transfer that has begun.
+pub struct Transfer {
+    /// The answer.
+    pub response: Response,
+    /// Who gives it, if that is not the source itself.
+    pub mirror: Option<Mirror>,
+}
+
+/// A host that stands in for another.
+#[derive(Clone)]
+pub struct Mirror {
+    host: String,
+    health: Health,
+}
+
+impl Mirror {
+    /// The mirror on this host.
+    pub(super) fn new(host: &str, health: &Health) -> Mirror {
+        Mirror {
+            host: host.to_owned(),
+            health: health.clone(),
+        }
+    }
 }
 
 /// How far a download is; shared by the one who writes and those who read.
@@ -145,7 +171,8 @@ impl Read for GrowingReader {
 ///
 /// # Errors
 /// Transport errors after a few tries without a byte, wrong size, wrong digest (the file is
-/// removed then), the local disk, cancellation.
+/// removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
+/// digest again.
 pub async fn download<F>(
     blob: &Blob,
     growing: &Growing,
@@ -154,7 +181,7 @@ pub async fn download<F>(
     mut get: impl FnMut(u64) -> F,
 ) -> Result<(), PullError>
 where
-    F: Future<Output = Result<Response, PullError>>,
+    F: Future<Output = Result<Transfer, PullError>>,
 {
     let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.name), &error);
     let file = OpenOptions::new()
@@ -189,6 +216,8 @@ where
     let resumed = have > 0;
     growing.advance(&file, have);
     let mut idle = 0;
+    // Who sent something, but for the source itself.
+    let mut mirrors: Vec<Mirror> = Vec::new();
     // Until the server shows that it cannot do ranges.
     let mut ranged = true;
     let damaged = || {
@@ -220,10 +249,18 @@ where
             break;
         }
         let before = have;
+        let mut giver = None;
         let outcome: Result<(), PullError> = async {
             let from = if ranged { have } else { 0 };
-            let response = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(from) => r? };
+            let transfer = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(from) => r? };
+            let Transfer { response, mirror } = transfer;
+            giver = mirror;
             if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+                if let Some(mirror) = &giver {
+                    mirror.health.wrong(&mirror.host, &blob.digest);
+                    let why = format!("{}: the mirror {} has less of it than was here before", blob.name, mirror.host);
+                    return Err(PullError::new(Reason::Unavailable, why));
+                }
                 // Readers have seen what is there: it cannot be replaced under them.
                 return Err(damaged());
             }
@@ -252,6 +289,11 @@ where
                 if have + fresh.len() as u64 > most {
                     return Err(too_large());
                 }
+                if let Some(mirror) = &giver
+                    && mirrors.iter().all(|known| known.host != mirror.host)
+                {
+                    mirrors.push(mirror.clone());
+                }
                 file.write_all_at(fresh, have).map_err(local)?;
                 hasher.update(fresh);
                 have += fresh.len() as u64;
@@ -262,6 +304,14 @@ where
         }
         .await;
         idle = if have > before { 0 } else { idle + 1 };
+        // It broke off or stands still: another is asked for the rest, if there is one.
+        let useless = match outcome.as_ref().map_err(|error| error.reason) {
+            Ok(()) | Err(Reason::Unavailable) => have == before,
+            Err(reason) => reason == Reason::Stalled,
+        };
+        if let Some(mirror) = giver.as_ref().filter(|_| useless) {
+            mirror.health.troubled(&mirror.host);
+        }
         match outcome {
             Ok(()) if blob.size.is_none() => break 'transfer,
             Ok(()) if idle < IDLE_TRIES => {}
@@ -285,7 +335,10 @@ where
                 if error.reason == Reason::TooLarge || error == damaged() {
                     let _ = std::fs::remove_file(&blob.path);
                 }
-                return Err(error);
+                return Err(match &giver {
+                    Some(mirror) if error.reason == Reason::TooLarge => blamed(blob, &[mirror.clone()], &error.message),
+                    _ => error,
+                });
             }
         }
     }
@@ -298,11 +351,26 @@ where
     if resumed {
         return Err(damaged());
     }
-    Err(PullError::new(
-        Reason::WrongDigest,
-        format!(
-            "{}: the server sent content with the digest {actual}, not {}",
-            blob.name, blob.digest
-        ),
-    ))
+    let why = format!(
+        "{}: the server sent content with the digest {actual}, not {}",
+        blob.name, blob.digest
+    );
+    if mirrors.is_empty() {
+        return Err(PullError::new(Reason::WrongDigest, why));
+    }
+    Err(blamed(blob, &mirrors, &why))
+}
+
+/// What mirrors sent is wrong: others are asked from now on, so it is worth to try again soon.
+fn blamed(blob: &Blob, mirrors: &[Mirror], why: &str) -> PullError {
+    for mirror in mirrors {
+        mirror.health.wrong(&mirror.host, &blob.digest);
+    }
+    let hosts: Vec<&str> = mirrors.iter().map(|mirror| mirror.host.as_str()).collect();
+    let hosts = hosts.join(", ");
+    PullError {
+        reason: Reason::WrongDigest,
+        message: format!("{why}; it came from the mirror {hosts}, which is not asked for it again"),
+        kind: Kind::Transient { retry_after: None },
+    }
 }

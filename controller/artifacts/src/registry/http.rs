@@ -5,27 +5,33 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::Instant;
 
-use super::addresses::{Filtered, Forbidden, is_loopback, is_never_asked, literal, system};
+use super::addresses::{Forbidden, Lookup, is_loopback, is_never_asked, literal, system};
+use super::clients::Clients;
+use super::config::Registries;
+use super::health::Health;
+use super::proxy::shown;
+use super::session::Sessions;
 use crate::error::{PullError, Reason};
 use crate::types::Limits;
 
 const REDIRECTS: usize = 5;
-const CONNECT: Duration = Duration::from_secs(15);
 /// Slower than this, over a whole stall time-out, counts as standing still. Bytes per second.
 const SLOWEST: u64 = 256;
 
-/// A client with our bounds; cheap to clone.
+/// A client with our bounds and the operator's settings, and what it remembers; cheap to clone.
 #[derive(Clone)]
-pub struct Http {
-    /// For hosts that the user named: they may be this machine.
-    named: Client,
-    /// For hosts that a server led to: they may not.
-    led: Client,
+pub struct Http(Arc<Shared>);
+
+struct Shared {
+    clients: Clients,
+    registries: Registries,
     stall: Duration,
+    sessions: Sessions,
+    health: Health,
 }
 
 /// Where a request goes, and on whose word.
@@ -41,39 +47,50 @@ pub struct Route<'a> {
 }
 
 impl Http {
-    /// Sets both clients up.
+    /// Sets the clients up.
     ///
     /// # Errors
     /// TLS cannot be set up.
-    pub fn new(limits: &Limits) -> Result<Http, PullError> {
-        // reqwest comes without cryptography of its own and takes the process's. Where the program has
-        // chosen none yet, this is the choice; losing that race to somebody else is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = |own| {
-            Client::builder()
-                .user_agent(concat!("vmlet/", env!("CARGO_PKG_VERSION")))
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT)
-                .read_timeout(limits.stall_timeout)
-                .dns_resolver(Arc::new(Filtered { own, lookup: system }))
-                .build()
-                .map_err(|error| PullError::new(Reason::Internal, format!("cannot set up TLS: {error}")))
-        };
-        Ok(Http {
-            named: client(true)?,
-            led: client(false)?,
+    pub fn new(limits: &Limits, registries: Registries) -> Result<Http, PullError> {
+        Http::with_lookup(limits, registries, system)
+    }
+
+    fn with_lookup(limits: &Limits, registries: Registries, lookup: Lookup) -> Result<Http, PullError> {
+        Ok(Http(Arc::new(Shared {
+            clients: Clients::new(registries.clone(), limits.stall_timeout, lookup)?,
+            registries,
             stall: limits.stall_timeout,
-        })
+            sessions: Sessions::default(),
+            health: Health::default(),
+        })))
+    }
+
+    /// What the operator says.
+    pub fn registries(&self) -> &Registries {
+        &self.0.registries
+    }
+
+    /// What is remembered of logins.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    /// What is remembered of hosts.
+    pub(super) fn health(&self) -> &Health {
+        &self.0.health
     }
 
     /// Watches that a body keeps coming.
     pub fn pace(&self) -> Pace {
-        Pace::new(self.stall)
+        Pace::new(self.0.stall)
     }
 
     /// Whether something that speaks HTTP answers there; used to tell plain http from TLS on loopback.
     pub async fn speaks_http(&self, probe: Url) -> bool {
-        let answer = self.named.get(probe).send().await;
+        let Ok(clients) = self.0.clients.with(None) else {
+            return false;
+        };
+        let answer = clients.named.get(probe).send().await;
         // A TLS server answers plain text with 400.
         answer.is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
     }
@@ -104,17 +121,40 @@ impl Http {
         authorization: Option<&str>,
         name: &str,
     ) -> Result<Response, PullError> {
+        self.follow(method, route, headers, authorization, None, name).await
+    }
+
+    /// POST of a form; see [`Http::send`].
+    ///
+    /// # Errors
+    /// Those of [`Http::send`].
+    pub async fn post(&self, route: Route<'_>, form: &str, name: &str) -> Result<Response, PullError> {
+        self.follow(&Method::POST, route, &HeaderMap::new(), None, Some(form), name)
+            .await
+    }
+
+    async fn follow(
+        &self,
+        method: &Method,
+        route: Route<'_>,
+        headers: &HeaderMap,
+        authorization: Option<&str>,
+        form: Option<&str>,
+        name: &str,
+    ) -> Result<Response, PullError> {
         let refuse = |why: &str| Err(PullError::new(Reason::BadReference, format!("{name}: {why}")));
+        let registries = &self.0.registries;
         let mut url = route.url.clone();
         for _ in 0..=REDIRECTS {
             let named = url.host() == route.named.host();
             if !named && literal(&url).is_some_and(is_never_asked) {
                 return refuse("it leads to a link-local or metadata address, which is never asked");
             }
+            let clients = self.0.clients.with(registries.ca(&url))?;
             let client = if named || is_loopback(&url) {
-                &self.named
+                &clients.named
             } else {
-                &self.led
+                &clients.led
             };
             let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
             if let Some(value) = authorization
@@ -122,17 +162,37 @@ impl Http {
             {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = request.send().await.map_err(|error| unreachable(name, error))?;
+            if let Some(form) = form {
+                request = request
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form.to_owned());
+            }
+            let response = match request.send().await {
+                Ok(response) => response,
+                Err(error) => {
+                    let mut error = unreachable(name, error);
+                    if let Some(proxy) = registries.proxy(&url) {
+                        error
+                            .message
+                            .push_str(&format!(" (asked through the proxy {})", shown(&proxy)));
+                    }
+                    return Err(error);
+                }
+            };
             let status = response.status();
             if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
                 return Ok(response);
+            }
+            if form.is_some() {
+                return refuse("it redirects a secret");
             }
             let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
             let Some(next) = location.and_then(|to| url.join(to).ok()) else {
                 return refuse("it redirects to nowhere");
             };
             let plain = next.scheme() == "http" && url.scheme() == "http";
-            if !(next.scheme() == "https" || plain && (route.plain || is_loopback(&next))) {
+            let allowed = || route.plain || is_loopback(&next) || registries.plain(&next) == Some(true);
+            if !(next.scheme() == "https" || plain && allowed()) {
                 return refuse("it redirects away from https");
             }
             if is_loopback(&next) && !is_loopback(route.named) {
@@ -264,12 +324,14 @@ pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
         Reason::Unavailable
     };
     let mut causes = vec![error.to_string()];
+    let mut certificate = None;
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
         if inner.is::<Forbidden>() {
             reason = Reason::BadReference;
         }
         causes.push(inner.to_string());
+        certificate = certificate.or_else(|| about_certificate(inner));
         cause = inner.source();
     }
     // Of a failed connection the libraries' own words say nothing; its first cause does.
@@ -278,9 +340,30 @@ pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
         _ => format!("{name}: {}", causes.join(": ")),
     };
     if reason == Reason::Unavailable {
-        message.push_str(REACH);
+        message.push_str(certificate.unwrap_or(REACH));
     }
     PullError::new(reason, message)
+}
+
+/// What to do about a certificate that is not trusted, if that is the cause.
+fn about_certificate(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use rustls::CertificateError as C;
+    let inner = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    let tls = cause
+        .downcast_ref::<rustls::Error>()
+        .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()))?;
+    let rustls::Error::InvalidCertificate(why) = tls else {
+        return None;
+    };
+    Some(match why {
+        C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {
+            "; check this machine's clock, and then the certificate of that server"
+        }
+        C::NotValidForName | C::NotValidForNameContext { .. } => {
+            "; its certificate is for another name: check the name, or the certificate of that server"
+        }
+        _ => "; if its authority is your own, name it with ca in the registry configuration",
+    })
 }
 
 #[cfg(test)]

@@ -5,26 +5,35 @@
 //! Here: bodies are bounded, credentials go to the configured registry and token servers of its own
 //! domain only, redirects never carry them, keep https, and never lead to link-local or (from
 //! outside) to loopback addresses. Time-outs are for standing still, not for the whole.
+//!
+//! An image may have mirrors ([`config`]): for each request the hosts are asked in order until one gives what is wanted,
+//! the reference's own last. Those in trouble are asked after the others, those that asked for a pause not before it is
+//! over, and one that had wrong content under a digest not for that one again ([`health`]).
 
 mod addresses;
 mod auth;
 pub mod blob;
+mod clients;
+pub mod config;
+mod endpoint;
+mod health;
 pub mod http;
 pub mod manifest;
+mod proxy;
+mod session;
+mod ways;
 
 use std::sync::Arc;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{Method, Response, StatusCode, Url};
-use tokio::sync::Mutex;
-
-use self::addresses::is_loopback;
-use self::http::{Http, Route, range, success};
+use self::blob::{Mirror, Transfer};
+use self::endpoint::Endpoint;
+use self::http::Http;
+use self::ways::Ways;
 use crate::error::{PullError, Reason};
 use crate::reference::{Digest, Reference};
 use crate::types::{Credential, Limits};
 
-/// A session with one registry; cheap to clone, tokens are shared.
+/// Those who give one image; cheap to clone, tokens are shared.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
@@ -32,20 +41,8 @@ struct Inner {
     http: Http,
     limits: Limits,
     reference: Reference,
-    /// Those for this registry, in the order in which they are tried.
-    credentials: Vec<Credential>,
-    base: Url,
-    session: Mutex<Session>,
-}
-
-/// How the registry lets us in.
-#[derive(Default)]
-struct Session {
-    /// Index of the credential in use.
-    credential: usize,
-    /// What the registry asked for last.
-    challenges: Vec<String>,
-    authorization: Option<String>,
+    /// In order; the last is no mirror.
+    endpoints: Vec<Endpoint>,
 }
 
 /// A manifest as it came.
@@ -59,35 +56,25 @@ pub struct Fetched {
 }
 
 impl Registry {
-    /// Opens a session. A registry on loopback is asked whether it speaks plain HTTP.
-    pub async fn open(
+    /// Gets ready to ask for an image. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// The operator has blocked it.
+    pub fn open(
         http: Http,
         limits: Limits,
         reference: Reference,
         credentials: &[Credential],
     ) -> Result<Registry, PullError> {
-        let host = reference.host().to_owned();
-        let url = |scheme: &str| {
-            Url::parse(&format!("{scheme}://{host}/"))
-                .map_err(|_| PullError::new(Reason::BadReference, format!("{host} is no registry host")))
-        };
-        let mut base = url("https")?;
-        if is_loopback(&base)
-            && let plain = url("http")?
-            && let Ok(probe) = plain.join("v2/")
-            && http.speaks_http(probe).await
-        {
-            base = plain;
-        }
-        let credentials = credentials.iter().filter(|c| reference.is_for(&c.registry));
-        let credentials = credentials.cloned().collect();
+        let targets = http.registries().targets(&reference);
+        let targets = targets.map_err(|why| PullError::new(Reason::BadReference, format!("{reference}: {why}")))?;
+        let endpoint = |target| Endpoint::new(&http, &limits, &reference, target, credentials);
+        let endpoints = targets.into_iter().map(endpoint).collect();
         Ok(Registry(Arc::new(Inner {
             http,
             limits,
             reference,
-            credentials,
-            base,
-            session: Mutex::default(),
+            endpoints,
         })))
     }
 
@@ -96,62 +83,58 @@ impl Registry {
         &self.0.reference
     }
 
+    fn ways<'a>(&'a self, digest: Option<&'a Digest>) -> Ways<'a> {
+        Ways::new(self.0.http.health(), &self.0.reference, &self.0.endpoints, digest)
+    }
+
     /// Fetches a manifest by tag or digest; a digest is enforced.
+    ///
+    /// # Errors
+    /// Of the last host, naming what the others said.
     pub async fn manifest(&self, version: &str) -> Result<Fetched, PullError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, reqwest::header::HeaderValue::from_static(manifest::ACCEPT));
-        let (response, name) = self.get(&format!("manifests/{version}"), headers).await?;
-        let media_type = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or("");
-        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = self
-            .0
-            .http
-            .bounded(response, self.0.limits.manifest_bytes, &name)
-            .await?;
-        let digest = match version.parse::<Digest>() {
-            Ok(wanted) if wanted.matches(&bytes) => wanted,
-            Ok(wanted) => {
-                let got = Digest::sha256(&bytes);
-                return Err(PullError::new(
-                    Reason::WrongDigest,
-                    format!("{name}: the registry sent {got} when asked for {wanted}"),
-                ));
+        let digest = version.parse::<Digest>().ok();
+        let mut round = 0;
+        loop {
+            let mut ways = self.ways(digest.as_ref());
+            while let Some(endpoint) = ways.next() {
+                match endpoint.manifest(version).await {
+                    // A page of some proxy, say. The registry's own word is for the caller to judge.
+                    Ok(fetched)
+                        if ways.is_mirror(endpoint)
+                            && let Err(error) = manifest::parse(&fetched.bytes, self.0.limits.layers) =>
+                    {
+                        ways.failed(endpoint, error);
+                    }
+                    Ok(fetched) => return Ok(fetched),
+                    Err(error) => ways.failed(endpoint, error),
+                }
             }
-            Err(_) => Digest::sha256(&bytes),
-        };
-        Ok(Fetched {
-            digest,
-            media_type,
-            bytes,
-        })
+            ways.again(&mut round).await?;
+        }
     }
 
     /// Asks whether we may have a manifest, without fetching it; answers with its media type.
+    ///
+    /// # Errors
+    /// Of the last host, naming what the others said.
     pub async fn has_manifest(&self, digest: &Digest) -> Result<String, PullError> {
-        let path = format!("manifests/{digest}");
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, reqwest::header::HeaderValue::from_static(manifest::ACCEPT));
-        let (response, name) = self.answer(Method::HEAD, &path, headers).await?;
-        if matches!(
-            response.status(),
-            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
-        ) {
-            return Ok(self.manifest(&digest.to_string()).await?.media_type);
+        let mut round = 0;
+        loop {
+            let mut ways = self.ways(Some(digest));
+            while let Some(endpoint) = ways.next() {
+                match endpoint.has_manifest(digest).await {
+                    Ok(media_type) => return Ok(media_type),
+                    Err(error) => ways.failed(endpoint, error),
+                }
+            }
+            ways.again(&mut round).await?;
         }
-        let response = success(response, &name)?;
-        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-        if let Some(other) = header("docker-content-digest").filter(|there| *there != digest.to_string()) {
-            let why = format!("{name}: the registry has {other:.160} when asked for {digest}");
-            return Err(PullError::new(Reason::WrongDigest, why));
-        }
-        Ok(header("content-type").unwrap_or_default().to_owned())
     }
 
     /// Fetches a small blob into memory.
+    ///
+    /// # Errors
+    /// Of the last host, naming what the others said; a size that is too large.
     pub async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, PullError> {
         if size > self.0.limits.manifest_bytes {
             return Err(PullError::new(
@@ -159,114 +142,38 @@ impl Registry {
                 format!("the configuration {digest} has {size} bytes; that is too many"),
             ));
         }
-        let (response, name) = self.get(&format!("blobs/{digest}"), HeaderMap::new()).await?;
-        let bytes = self.0.http.bounded(response, size, &name).await?;
-        if !digest.matches(&bytes) {
-            return Err(PullError::new(
-                Reason::WrongDigest,
-                format!("{name}: its content has another digest"),
-            ));
-        }
-        if bytes.len() as u64 != size {
-            let why = format!("{name}: it has {} bytes, but the manifest says {size}", bytes.len());
-            return Err(PullError::new(Reason::Malformed, why));
-        }
-        Ok(bytes)
-    }
-
-    /// Starts a download of a blob at an offset. Beside a success, "416 Range Not Satisfiable" is an answer.
-    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response, PullError> {
-        let (response, name) = self
-            .answer(Method::GET, &format!("blobs/{digest}"), range(from))
-            .await?;
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            return Ok(response);
-        }
-        success(response, &name)
-    }
-
-    /// GET with authentication; answers a success, and a name for messages.
-    async fn get(&self, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
-        let (response, name) = self.answer(Method::GET, path, headers).await?;
-        Ok((success(response, &name)?, name))
-    }
-
-    /// A request with authentication; answers whatever came, and a name for messages.
-    async fn answer(&self, method: Method, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
-        let inner = &*self.0;
-        let name = inner.name(path);
-        let url = inner
-            .base
-            .join(&format!("v2/{}/{path}", inner.reference.repository))
-            .map_err(|_| PullError::new(Reason::BadReference, format!("{name}: it makes no URL")))?;
-        let route = Route {
-            url: &url,
-            named: &inner.base,
-            plain: false,
-        };
-        let mut sent = inner.session.lock().await.authorization.clone();
-        let mut response = inner
-            .http
-            .send(&method, route, &headers, sent.as_deref(), &name)
-            .await?;
-        let mut fresh = false;
-        // Each round takes over what another request has got meanwhile, renews a token once, or uses a
-        // credential up.
-        while matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            let mut session = inner.session.lock().await;
-            if session.authorization.is_some() && session.authorization != sent {
-                fresh = false;
-            } else {
-                if response.status() == StatusCode::UNAUTHORIZED {
-                    let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
-                    session.challenges = challenges.filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
-                }
-                let expired = response.status() == StatusCode::UNAUTHORIZED && !fresh;
-                if !expired && (sent.is_none() || !session.next(inner.credentials.len())) {
-                    break;
-                }
-                session.authorization = Some(inner.authorize(&mut session).await?);
-                fresh = true;
-            }
-            sent = session.authorization.clone();
-            drop(session);
-            response = inner
-                .http
-                .send(&method, route, &headers, sent.as_deref(), &name)
-                .await?;
-        }
-        Ok((response, name))
-    }
-}
-
-impl Inner {
-    /// What is asked for, in the words of the reference: a part of it is named beside it.
-    fn name(&self, path: &str) -> String {
-        match path.split_once('/') {
-            Some(("manifests", version)) if version == self.reference.version() => self.reference.to_string(),
-            Some(("manifests", digest)) => format!("{} (manifest {digest})", self.reference),
-            Some((_, digest)) => format!("{} (blob {digest})", self.reference),
-            None => format!("{} ({path})", self.reference),
-        }
-    }
-
-    /// Answers the challenges with the credential in use, or with the next one that does not fail.
-    async fn authorize(&self, session: &mut Session) -> Result<String, PullError> {
+        let mut round = 0;
         loop {
-            let credential = self.credentials.get(session.credential);
-            match auth::authorize(&self.http, &self.base, &self.reference, credential, &session.challenges).await {
-                Err(error) if error.reason == Reason::Unauthorized && session.next(self.credentials.len()) => {}
-                result => return result,
+            let mut ways = self.ways(Some(digest));
+            while let Some(endpoint) = ways.next() {
+                match endpoint.small_blob(digest, size).await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(error) => ways.failed(endpoint, error),
+                }
             }
+            ways.again(&mut round).await?;
         }
     }
-}
 
-impl Session {
-    /// Goes on to the next of `count` credentials, if there is one.
-    fn next(&mut self, count: usize) -> bool {
-        let more = self.credential + 1 < count;
-        self.credential += usize::from(more);
-        more
+    /// Starts a download of a blob at an offset. Beside a success, "416 Range Not Satisfiable" is an answer. Who
+    /// downloads tries again by itself.
+    ///
+    /// # Errors
+    /// Of the last host, naming what the others said.
+    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Transfer, PullError> {
+        let mut ways = self.ways(Some(digest));
+        while let Some(endpoint) = ways.next() {
+            match endpoint.blob(digest, from).await {
+                Ok(response) => {
+                    let mirror = ways.is_mirror(endpoint);
+                    return Ok(Transfer {
+                        response,
+                        mirror: mirror.then(|| Mirror::new(&endpoint.target.host, self.0.http.health())),
+                    });
+                }
+                Err(error) => ways.failed(endpoint, error),
+            }
+        }
+        Err(ways.error())
     }
 }

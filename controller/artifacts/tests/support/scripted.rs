@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::reference::Digest;
+use vmlet_artifacts::registry::config::Registries;
 use vmlet_artifacts::types::*;
 
 use super::web::{Reply, Request, Web};
@@ -116,5 +117,17 @@ pub async fn open_with(
     let mut config = Config::new(dir.join("artifacts"));
     config.platform = "linux/amd64".into();
     limits(&mut config.limits);
+    (Artifacts::open(config, wake).await.unwrap(), woken)
+}
+
+/// A handle with an operator's settings.
+pub async fn open_with_registries(
+    dir: &std::path::Path,
+    registries: Registries,
+) -> (Artifacts, mpsc::Receiver<Interest>) {
+    let (wake, woken) = mpsc::channel(16);
+    let mut config = Config::new(dir.join("artifacts"));
+    config.platform = "linux/amd64".into();
+    config.registries = registries;
     (Artifacts::open(config, wake).await.unwrap(), woken)
 }

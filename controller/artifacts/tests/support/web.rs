@@ -1,9 +1,10 @@
 //! A scripted HTTP server on real sockets: it can cut, reset and stall where a test says so.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -11,6 +12,7 @@ pub struct Request {
     pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 impl Request {
@@ -41,6 +43,10 @@ pub enum Fault {
     Stall(usize),
     /// Not even the status comes.
     Silence,
+    /// Head and body come byte by byte, with a pause before each.
+    Trickle(Duration),
+    /// The body is sent again and again, in chunks, until the other end has enough.
+    Endless,
 }
 
 /// An answer.
@@ -98,13 +104,15 @@ impl Reply {
         Reply::new(307).header("location", to)
     }
 
-    fn send(self, mut to: &TcpStream, gone: &Gone) -> std::io::Result<()> {
+    fn send(self, to: &mut Stream, gone: &Gone) -> std::io::Result<()> {
         if let Fault::Silence = self.fault {
             gone.wait();
             return Ok(());
         }
         let mut head = format!("HTTP/1.1 {} Scripted\r\nconnection: close\r\n", self.status);
-        if !self
+        if let Fault::Endless = self.fault {
+            head.push_str("transfer-encoding: chunked\r\n");
+        } else if !self
             .headers
             .iter()
             .any(|(name, _)| name == "content-length" || name == "transfer-encoding")
@@ -114,9 +122,23 @@ impl Reply {
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
+        if let Fault::Trickle(pause) = self.fault {
+            for byte in format!("{head}\r\n").as_bytes().iter().chain(&self.body) {
+                to.write_all(&[*byte])?;
+                if gone.within(pause) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         to.write_all(format!("{head}\r\n").as_bytes())?;
         match self.fault {
-            Fault::None | Fault::Silence => to.write_all(&self.body)?,
+            Fault::None | Fault::Silence | Fault::Trickle(_) => to.write_all(&self.body)?,
+            Fault::Endless => loop {
+                to.write_all(format!("{:x}\r\n", self.body.len()).as_bytes())?;
+                to.write_all(&self.body)?;
+                to.write_all(b"\r\n")?;
+            },
             Fault::Cut(after) => to.write_all(&self.body[..after])?,
             Fault::Stall(after) => {
                 to.write_all(&self.body[..after])?;
@@ -125,10 +147,58 @@ impl Reply {
             Fault::Reset(after) => {
                 to.write_all(&self.body[..after])?;
                 let linger = Some(std::time::Duration::ZERO);
-                return rustix::net::sockopt::set_socket_linger(to, linger).map_err(Into::into);
+                return rustix::net::sockopt::set_socket_linger(to.tcp(), linger).map_err(Into::into);
             }
         }
-        to.shutdown(Shutdown::Write)
+        to.close()
+    }
+}
+
+/// A connection.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<rustls::StreamOwned<rustls::ServerConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => &tls.sock,
+        }
+    }
+
+    fn close(&mut self) -> std::io::Result<()> {
+        if let Stream::Tls(tls) = self {
+            tls.conn.send_close_notify();
+            tls.flush()?;
+        }
+        self.tcp().shutdown(Shutdown::Write)
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => tcp.read(buf),
+            Stream::Tls(tls) => tls.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => tcp.write(buf),
+            Stream::Tls(tls) => tls.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Stream::Plain(tcp) => tcp.flush(),
+            Stream::Tls(tls) => tls.flush(),
+        }
     }
 }
 
@@ -142,7 +212,16 @@ impl Gone {
             gone = self.1.wait(gone).unwrap();
         }
     }
+
+    /// Whether the server goes within a time.
+    fn within(&self, time: Duration) -> bool {
+        let gone = self.0.lock().unwrap();
+        *self.1.wait_timeout_while(gone, time, |gone| !*gone).unwrap().0
+    }
 }
+
+/// A certificate and its key, for a server behind TLS.
+pub type Identity = Arc<rustls::ServerConfig>;
 
 /// The server; it goes when it is dropped.
 pub struct Web {
@@ -154,6 +233,15 @@ pub struct Web {
 
 impl Web {
     pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Web {
+        Web::open(None, answer)
+    }
+
+    /// The same behind TLS. The identity may be exchanged while it runs.
+    pub fn secure(identity: Arc<Mutex<Identity>>, answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Web {
+        Web::open(Some(identity), answer)
+    }
+
+    fn open(identity: Option<Arc<Mutex<Identity>>>, answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Web {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -167,15 +255,23 @@ impl Web {
                 }
                 let Ok(stream) = stream else { continue };
                 let (answer, seen, ending) = (answer.clone(), seen.clone(), ending.clone());
+                let identity = identity.as_ref().map(|identity| identity.lock().unwrap().clone());
                 serving.push(std::thread::spawn(move || {
-                    if let Some(request) = read(&stream) {
+                    let mut stream = match identity {
+                        None => Stream::Plain(stream),
+                        Some(identity) => {
+                            let tls = rustls::ServerConnection::new(identity).unwrap();
+                            Stream::Tls(Box::new(rustls::StreamOwned::new(tls, stream)))
+                        }
+                    };
+                    if let Some(request) = read(&mut stream) {
                         seen.lock().unwrap().push(request.clone());
                         let mut reply = answer(&request);
                         if request.method == "HEAD" {
                             let length = reply.body.len().to_string();
                             reply = reply.header("content-length", &length).body(b"");
                         }
-                        let _ = reply.send(&stream, &ending);
+                        let _ = reply.send(&mut stream, &ending);
                     }
                 }));
             }
@@ -217,18 +313,32 @@ impl Drop for Web {
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next()?.ok()?;
+fn read(stream: &mut Stream) -> Option<Request> {
+    let mut input = BufReader::new(stream);
+    let mut line = || -> Option<String> {
+        let mut line = String::new();
+        input.read_line(&mut line).ok().filter(|n| *n > 0)?;
+        Some(line.trim_end().to_owned())
+    };
+    let first = line()?;
     let mut words = first.split(' ').map(str::to_owned);
     let (method, path) = (words.next()?, words.next()?);
     let mut headers = Vec::new();
-    for line in lines {
-        let line = line.ok()?;
+    loop {
+        let line = line()?;
         let Some((name, value)) = line.split_once(':') else {
             break;
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Some(Request { method, path, headers })
+    let length = headers.iter().find(|(name, _)| name == "content-length");
+    let length = length.map_or(0, |(_, value)| value.parse().unwrap_or(0));
+    let mut body = Vec::new();
+    input.take(length).read_to_end(&mut body).ok()?;
+    Some(Request {
+        method,
+        path,
+        headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    })
 }
