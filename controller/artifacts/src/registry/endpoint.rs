@@ -212,6 +212,7 @@ impl Endpoint {
             let known = session.authorization();
             if known.is_some() && known != sent {
                 fresh = false;
+                sent = known;
             } else {
                 if response.status() == StatusCode::UNAUTHORIZED {
                     let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
@@ -223,10 +224,11 @@ impl Endpoint {
                     break;
                 }
                 let authorization = self.authorize(base, &mut session).await?;
+                // However short its life is, it is good for this request.
+                sent = Some(authorization.value.clone());
                 session.renew(authorization);
                 fresh = true;
             }
-            sent = session.authorization();
             drop(session);
             response = self.http.send(&method, route, &headers, sent.as_deref(), &name).await?;
         }

@@ -348,10 +348,11 @@ pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
 /// What to do about a certificate that is not trusted, if that is the cause.
 fn about_certificate(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     use rustls::CertificateError as C;
-    let inner = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-    let tls = cause
-        .downcast_ref::<rustls::Error>()
-        .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()))?;
+    let tls = match cause.downcast_ref::<std::io::Error>() {
+        // What an I/O error wraps is not among its causes.
+        Some(error) => return about_certificate(error.get_ref()?),
+        None => cause.downcast_ref::<rustls::Error>()?,
+    };
     let rustls::Error::InvalidCertificate(why) = tls else {
         return None;
     };
