@@ -336,7 +336,9 @@ where
                     let _ = std::fs::remove_file(&blob.path);
                 }
                 return Err(match &giver {
-                    Some(mirror) if error.reason == Reason::TooLarge => blamed(blob, &[mirror.clone()], &error.message),
+                    Some(mirror) if error.reason == Reason::TooLarge => {
+                        blamed(blob, std::slice::from_ref(mirror), &error.message)
+                    }
                     _ => error,
                 });
             }
