@@ -383,6 +383,7 @@ async fn an_image_that_does_not_fit_leaves_no_file_and_says_what_to_do() {
         size: Some(128 << 20),
         platform,
         credentials: Vec::new(),
+        registries: Default::default(),
     };
     let error = build_image_file(build, Progress::default()).await.unwrap_err();
     assert_eq!(error.reason.as_str(), "TooLarge");
