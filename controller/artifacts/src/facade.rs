@@ -1,11 +1,12 @@
 //! The handle that callers use: keyed pulls and the store behind four questions.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 
 use crate::error::{PullError, Reason};
 use crate::pipeline::Pipeline;
@@ -113,7 +114,7 @@ impl Artifacts {
     /// What a reference means now. The answer stays the same for this interest until it is
     /// released (or asks for something else): ask afresh to see a moved tag.
     pub async fn resolve(&self, who: &Interest, want: ResolveWant) -> State<Resolved> {
-        let _turn = self.turn(who).await;
+        let _turn = self.turn(who, ArtefactKind::Image).await;
         match self
             .resolved(who, Slot::Resolve, &want.source, None, &want.credentials)
             .await
@@ -189,7 +190,7 @@ impl Artifacts {
     /// Of the disk; the pins stand then: call it again.
     pub async fn unpin(&self, who: &Interest) -> Result<(), PullError> {
         self.release(who).await;
-        let _turn = self.turn(who).await;
+        let _turns = self.turns(who).await;
         let interest = who.clone();
         self.on_disk(move |store| store.unpin(&interest)).await
     }
@@ -234,7 +235,7 @@ impl Artifacts {
     }
 
     async fn ensure(&self, who: &Interest, want: Want) -> Step<Artefact> {
-        let _turn = self.turn(who).await;
+        let _turn = self.turn(who, want.kind).await;
         match self.try_ensure(who, &want).await {
             Ok(step) => step,
             Err(error) => Step::Failed(failure(&error)),
@@ -451,10 +452,19 @@ impl Artifacts {
         }
     }
 
-    async fn turn(&self, who: &Interest) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        who.hash(&mut hasher);
-        self.inner.stripes[hasher.finish() as usize % STRIPES].lock().await
+    /// For one kind of one interest: its image and its kernel do not wait for each other.
+    async fn turn(&self, who: &Interest, kind: ArtefactKind) -> MutexGuard<'_, ()> {
+        self.inner.stripes[stripe(who, kind)].lock().await
+    }
+
+    /// For everything of one interest. Always in the same order, so that nobody waits in a circle.
+    async fn turns(&self, who: &Interest) -> Vec<MutexGuard<'_, ()>> {
+        let stripes = BTreeSet::from([ArtefactKind::Image, ArtefactKind::Kernel].map(|kind| stripe(who, kind)));
+        let mut turns = Vec::new();
+        for stripe in stripes {
+            turns.push(self.inner.stripes[stripe].lock().await);
+        }
+        turns
     }
 
     async fn on_disk<T: Send + 'static>(
@@ -470,6 +480,12 @@ impl Artifacts {
             )),
         }
     }
+}
+
+fn stripe(who: &Interest, kind: ArtefactKind) -> usize {
+    let mut hasher = DefaultHasher::new();
+    (who, kind).hash(&mut hasher);
+    hasher.finish() as usize % STRIPES
 }
 
 /// The key of a pull: one for all who want the same. (Not in builds that have a bug on purpose: see e2e.)
