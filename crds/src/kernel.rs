@@ -72,6 +72,13 @@ pub struct KernelSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub modules_path: Option<String>,
+    /// Path of an initrd inside an ordinary image, archive or tar, as the kernel takes it (a cpio archive, compressed or
+    /// not). It is unpacked at each boot before vmlet's own, which brings /init: its files (modules, firmware,
+    /// microcode) are there, its init is not run. By default there is none. Not for artifacts of
+    /// `vmlet kernel package`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub initrd_path: Option<String>,
     /// Kernel command line arguments for every virtual machine that boots this kernel. They come after
     /// vmlet's own and before the virtual machine's kernelArgs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -1,6 +1,6 @@
-//! Waiting for a secret that is missing or cannot be used, so that its creation is noticed at once.
+//! Waiting for a secret to change: one that is missing or cannot be used, or whose change is to be followed.
 //!
-//! Only metadata is watched, only of the one secret that an object names, and only while somebody is held up by
+//! Only metadata is watched, only of the one secret that an object names, and only while somebody depends on
 //! it: a controller never holds secrets that it does not need at the moment. A role without the right to watch
 //! secrets costs nothing but time: callers look again by themselves.
 
@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// A secret as it was when it could not be used.
+/// A secret as it was when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenSecret {
     /// Its namespace.
@@ -27,7 +27,7 @@ pub struct SeenSecret {
     pub version: Option<String>,
 }
 
-/// Watches over secrets on behalf of those that are held up. Clones share their state; when the last one goes, so
+/// Watches over secrets on behalf of those that depend on them. Clones share their state; when the last one goes, so
 /// do the watches.
 #[derive(Clone)]
 pub struct SecretWaits(Arc<Inner>);
@@ -76,9 +76,15 @@ impl SecretWaits {
         waits.insert(key, (seen, AbortOnDropHandle::new(task)));
     }
 
-    /// `who` is held up no more.
+    /// `who` depends on no secret any more.
     pub fn forget(&self, who: &str) {
-        self.waits().retain(|(waiting, _), _| waiting != who);
+        self.retain(who, |_| false);
+    }
+
+    /// Of all secrets that `who` was to be woken for, only those of these names matter to it by now.
+    pub fn retain(&self, who: &str, matters: impl Fn(&str) -> bool) {
+        self.waits()
+            .retain(|(waiting, name), _| waiting != who || matters(name));
     }
 
     fn waits(&self) -> MutexGuard<'_, Waits> {

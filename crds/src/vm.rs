@@ -263,7 +263,8 @@ pub struct Guest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub hostname: Option<String>,
-    /// Public keys, as lines of an authorized_keys file, that may log in as root.
+    /// Public keys, as lines of an authorized_keys file, that may log in as root. A running guest takes changes at
+    /// once; the first key of a machine that had none takes effect at the next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),
@@ -271,7 +272,7 @@ pub struct Guest {
     )]
     pub ssh_authorized_keys: Vec<String>,
     /// Secrets in the same namespace, all of whose values are authorized_keys files. An absent Secret keeps the
-    /// machine from starting.
+    /// machine from starting; a running guest takes changes at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ssh_key_secret_refs: Vec<ObjectRef>,

@@ -1,7 +1,10 @@
 //! A cgroup per VMM, where there is one to be had: outside the agent's own, so that nothing that ends the
 //! agent's cgroup ends a VM. Its name derives from the uid alone.
 //!
-//! Both generations are known: the single hierarchy of cgroup v2, and v1's memory and pids hierarchies.
+//! Both generations are known: the single hierarchy of cgroup v2, and v1's cpu, memory and pids hierarchies.
+//! Processor time is shared as among pods (KEP-2254): a VM weighs as much as a pod that requests as many processors,
+//! and all VMs of a host together as much as all its processors, so that guests that compute without end starve
+//! neither the agent nor what else the host is for.
 //! Everything here is best effort; a VM without a cgroup runs all the same.
 
 use std::fs::File;
@@ -29,8 +32,18 @@ struct Hierarchy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Unified,
+    Cpu,
     Memory,
     Pids,
+}
+
+/// What a machine may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Processors of the guest: a weight, not a limit.
+    pub cpus: u32,
+    /// Memory of the guest, in bytes.
+    pub memory_bytes: u64,
 }
 
 impl Cgroups {
@@ -53,10 +66,10 @@ impl Cgroups {
     }
 
     /// Makes the cgroups of one machine and sets its limits: the files to write a process id to.
-    pub fn create(&self, uid: &str, memory_bytes: u64) -> Vec<File> {
+    pub fn create(&self, uid: &str, limits: Limits) -> Vec<File> {
         let mut procs = Vec::new();
         for hierarchy in &self.hierarchies {
-            match hierarchy.create(uid, memory_bytes) {
+            match hierarchy.create(uid, limits) {
                 Ok(file) => procs.push(file),
                 Err(error) => {
                     tracing::debug!(uid, root = %hierarchy.root.display(), %error, "no cgroup here");
@@ -92,7 +105,7 @@ impl Cgroups {
             let file = match hierarchy.kind {
                 Kind::Unified => "memory.events",
                 Kind::Memory => "memory.oom_control",
-                Kind::Pids => return false,
+                Kind::Cpu | Kind::Pids => return false,
             };
             let text = std::fs::read_to_string(hierarchy.of(uid).join(file)).unwrap_or_default();
             oom_kills(&text) > 0
@@ -122,7 +135,7 @@ impl Hierarchy {
         self.root.join(PARENT).join(uid)
     }
 
-    fn create(&self, uid: &str, memory_bytes: u64) -> io::Result<File> {
+    fn create(&self, uid: &str, limits: Limits) -> io::Result<File> {
         let path = self.of(uid);
         // Another agent's last machine may take the parent away between the two.
         for _ in 0..3 {
@@ -134,23 +147,46 @@ impl Hierarchy {
                 }
             }
         }
-        let memory = memory_bytes.saturating_add(HEADROOM).to_string();
+        let parent = self.root.join(PARENT);
+        let memory = limits.memory_bytes.saturating_add(HEADROOM).to_string();
         let tasks = MAX_TASKS.to_string();
+        let (all, own) = (shares(host_cpus()), shares(limits.cpus));
         match self.kind {
             Kind::Unified => {
-                for dir in [self.root.as_path(), &self.root.join(PARENT)] {
-                    for controller in ["+memory", "+pids"] {
+                for dir in [self.root.as_path(), &parent] {
+                    for controller in ["+cpu", "+memory", "+pids"] {
                         let _ = std::fs::write(dir.join("cgroup.subtree_control"), controller);
                     }
                 }
+                limit(&parent, "cpu.weight", &weight(all).to_string());
+                limit(&path, "cpu.weight", &weight(own).to_string());
                 limit(&path, "memory.max", &memory);
                 limit(&path, "pids.max", &tasks);
+            }
+            Kind::Cpu => {
+                limit(&parent, "cpu.shares", &all.to_string());
+                limit(&path, "cpu.shares", &own.to_string());
             }
             Kind::Memory => limit(&path, "memory.limit_in_bytes", &memory),
             Kind::Pids => limit(&path, "pids.max", &tasks),
         }
         File::options().write(true).open(path.join("cgroup.procs"))
     }
+}
+
+/// Processors as shares of cgroup v1, in the range that the kernel takes.
+fn shares(cpus: u32) -> u64 {
+    (u64::from(cpus) * 1024).clamp(2, 262_144)
+}
+
+/// Shares as a weight of cgroup v2, 1 to 10000.
+fn weight(shares: u64) -> u64 {
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+fn host_cpus() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cpus).unwrap_or(u32::MAX)
 }
 
 // A limit that cannot be set is a controller that is not there.
@@ -168,6 +204,7 @@ fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
             let kind = match kind {
                 "cgroup2" => Kind::Unified,
                 "cgroup" if has("memory") => Kind::Memory,
+                "cgroup" if has("cpu") => Kind::Cpu,
                 "cgroup" if has("pids") => Kind::Pids,
                 _ => return None,
             };
@@ -188,6 +225,7 @@ fn own_cgroup(text: &str, kind: Kind) -> Option<&str> {
             Kind::Unified => controllers.is_empty(),
             Kind::Memory => controllers.split(',').any(|c| c == "memory"),
             Kind::Pids => controllers.split(',').any(|c| c == "pids"),
+            Kind::Cpu => controllers.split(',').any(|c| c == "cpu"),
         };
         wanted.then_some(path)
     })
@@ -209,7 +247,7 @@ mod tests {
             cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
             cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\nproc /proc proc rw 0 0\nx\n";
         let kinds: Vec<Kind> = parse_mounts(mounts).iter().map(|h| h.kind).collect();
-        assert_eq!(kinds, [Kind::Memory, Kind::Unified]);
+        assert_eq!(kinds, [Kind::Memory, Kind::Cpu, Kind::Unified]);
     }
 
     #[test]
@@ -229,6 +267,12 @@ mod tests {
     }
 
     #[test]
+    fn processors_weigh_as_those_of_pods() {
+        assert_eq!([1, 2, 1000].map(shares), [1024, 2048, 262_144]);
+        assert_eq!([2, 1024, 262_144].map(weight), [1, 39, 10_000]);
+    }
+
+    #[test]
     fn kills_are_counted_in_both_generations_files() {
         assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), 1);
         assert_eq!(oom_kills("low 0\noom 2\noom_kill 3\noom_group_kill 0\n"), 3);
@@ -243,7 +287,15 @@ mod tests {
             return;
         }
         let uid = format!("test-{}", std::process::id());
-        assert!(!groups.create(&uid, 1 << 30).is_empty());
+        let limits = Limits {
+            cpus: 3,
+            memory_bytes: 1 << 30,
+        };
+        assert!(!groups.create(&uid, limits).is_empty());
+        for hierarchy in groups.hierarchies.iter().filter(|h| h.kind == Kind::Cpu) {
+            let set = std::fs::read_to_string(hierarchy.of(&uid).join("cpu.shares")).expect("reads");
+            assert_eq!(set.trim(), "3072");
+        }
         assert!(!groups.out_of_memory(&uid));
         groups.remove(&uid).expect("removes");
         groups.remove(&uid).expect("gone already");

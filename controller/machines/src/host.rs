@@ -127,6 +127,7 @@ impl Host {
                 &self.config.dir.join(INITRDS),
                 &spec.kernel_digest,
                 spec.modules_tar.as_deref(),
+                spec.kernel_initrd.as_deref(),
             )
             .map_err(|error| error.to_string()),
         }

@@ -38,6 +38,8 @@ pub struct Observation {
     pub init: Option<ChosenInit>,
     /// What the guest says went wrong without being fatal.
     pub guest_warnings: Vec<String>,
+    /// Why the running guest could not take changed ssh keys: they wait for the next start.
+    pub keys_refused: Option<String>,
     /// When the steps of the latest start were done, in order.
     pub timings: Vec<Timing>,
     /// What stands in the way of the goal right now and is being retried (a deletion that fails), for people.
@@ -52,7 +54,9 @@ pub enum Phase {
     Absent,
     /// It has a directory here and does not run.
     Stopped,
-    /// It is being prepared, or its guest has not been ready in this run yet.
+    /// It is to run, and what its VMM needs is being made: there is no VMM yet.
+    Preparing,
+    /// Its VMM runs, and its guest has not been ready in this run yet.
     Starting,
     /// Its guest has been ready in this run.
     Running {

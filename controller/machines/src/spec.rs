@@ -58,7 +58,9 @@ pub struct MachineSpec {
     pub modules_tar: Option<PathBuf>,
     /// An ext4 whose root is `lib/modules/<version>`, attached read-only with the serial `modules`.
     pub modules_disk: Option<PathBuf>,
-    /// Identity of the kernel artefact: key of the initrd cache.
+    /// An initrd of the kernel's own, unpacked before the one that is made here.
+    pub kernel_initrd: Option<PathBuf>,
+    /// Identity of the kernel artefact and of what is taken from it: key of the initrd cache.
     pub kernel_digest: String,
     /// Words added to the kernel command line.
     pub kernel_args: Vec<String>,

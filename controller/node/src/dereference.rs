@@ -135,6 +135,17 @@ pub fn interest(uid: &str) -> Interest {
 }
 
 impl Dereferencer {
+    /// The Image that a VM names, if it exists.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn image_object(&self, vm: &VirtualMachine) -> kube::Result<Option<Image>> {
+        let namespace = vm.namespace().unwrap_or_default();
+        Api::<Image>::namespaced(self.client.clone(), &namespace)
+            .get_opt(&vm.spec.image_ref.name)
+            .await
+    }
+
     /// The base of a VM's disk: what is pinned, or else what its Image says now.
     ///
     /// # Errors
@@ -143,20 +154,18 @@ impl Dereferencer {
         &self,
         vm: &VirtualMachine,
         uid: &str,
+        object: Option<&Image>,
         pinned: Option<&Pin>,
-    ) -> kube::Result<(Artifact<ImageDisk>, Option<Image>)> {
+    ) -> kube::Result<Artifact<ImageDisk>> {
         let namespace = vm.namespace().unwrap_or_default();
         let name = &vm.spec.image_ref.name;
-        let object = Api::<Image>::namespaced(self.client.clone(), &namespace)
-            .get_opt(name)
-            .await?;
         let what = format!("image \"{name}\"");
-        let (source, digest) = match (pinned, &object) {
+        let (source, digest) = match (pinned, object) {
             (Some(pin), _) => (pin.source.clone(), Some(pin.digest.clone())),
             (None, None) => {
                 let message =
                     format!("{what} does not exist in namespace \"{namespace}\": create it, or correct spec.imageRef");
-                return Ok((Artifact::missing(Part::blocked("ImageNotFound", message)), None));
+                return Ok(Artifact::missing(Part::blocked("ImageNotFound", message)));
             }
             (None, Some(image)) => {
                 let source = source(&image.spec.source);
@@ -170,17 +179,14 @@ impl Dereferencer {
                     &status.conditions,
                 ) {
                     Ok(digest) => (source, digest),
-                    Err(part) => return Ok((Artifact::missing(part), object)),
+                    Err(part) => return Ok(Artifact::missing(part)),
                 }
             }
         };
-        let refs = object
-            .as_ref()
-            .map(|o| o.spec.pull_secret_refs.clone())
-            .unwrap_or_default();
+        let refs = object.map(|o| o.spec.pull_secret_refs.clone()).unwrap_or_default();
         let (credentials, secrets) = match self.credentials(&namespace, &refs, Some(uid)).await? {
             Ok(found) => found,
-            Err(part) if pinned.is_none() => return Ok((Artifact::missing(part), object)),
+            Err(part) if pinned.is_none() => return Ok(Artifact::missing(part)),
             Err(_) => Credentials::default(),
         };
         let want = ImageWant {
@@ -201,7 +207,7 @@ impl Dereferencer {
             digest: disk.digest.clone(),
             version: String::new(),
         });
-        Ok((Artifact { part, pin, ready }, object))
+        Ok(Artifact { part, pin, ready })
     }
 
     /// The kernel of a VM. For a start: what its Kernel says now, or what is pinned when that is gone.
@@ -289,7 +295,7 @@ impl Dereferencer {
             digest,
             credentials,
             kernel_path: spec.kernel_path,
-            initrd_path: None,
+            initrd_path: spec.initrd_path,
             modules_path: spec.modules_path,
         };
         let state = self.artifacts.ensure_kernel(&interest(uid), want).await;
@@ -308,7 +314,7 @@ impl Dereferencer {
         Ok((Artifact { part, pin, ready }, spec.default_args))
     }
 
-    /// The authorized keys of spec and secrets, or what is in the way.
+    /// The authorized keys of spec and secrets, or what is in the way. `uid` is woken when one of these secrets changes.
     ///
     /// # Errors
     /// When the API does not answer.
@@ -337,7 +343,11 @@ impl Dereferencer {
             let version = secret.resource_version();
             let data = secret.data.unwrap_or_default();
             match keys_of(data.iter().map(|(name, value)| (name.as_str(), value.0.as_slice()))) {
-                Ok(found) => keys.extend(found),
+                Ok(found) => {
+                    // The keys of a running guest follow it.
+                    self.secrets.wait(uid, seen(version));
+                    keys.extend(found);
+                }
                 Err(why) => {
                     self.secrets.wait(uid, seen(version));
                     let message = format!(

@@ -79,6 +79,7 @@ pub fn machine_spec(parts: &Parts<'_>) -> Result<MachineSpec, Unbuildable> {
         kernel: parts.kernel.kernel.clone(),
         modules_tar: parts.kernel.modules_tar.clone(),
         modules_disk: parts.kernel.modules_disk.clone(),
+        kernel_initrd: parts.kernel.initrd.clone(),
         kernel_digest: parts.kernel.id.clone(),
         kernel_args: parts
             .kernel_default_args
@@ -182,8 +183,14 @@ pub fn machine_id(uid: &str) -> String {
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Hash of what takes effect at the next start only. Two specs with one fingerprint boot alike.
+/// Hash of what takes effect at the next start only. Two specs with one fingerprint boot alike, but for root's
+/// keys: those change in the running guest. That there are any does not: a guest's host key comes with them.
 pub fn fingerprint(spec: &VirtualMachineSpec, keys: &[String]) -> String {
+    let guest = vmlet_crds::Guest {
+        ssh_authorized_keys: Vec::new(),
+        ssh_key_secret_refs: Vec::new(),
+        ..spec.guest.clone()
+    };
     let relevant = serde_json::json!({
         "cpu": spec.cpu,
         "memory": spec.memory,
@@ -191,8 +198,8 @@ pub fn fingerprint(spec: &VirtualMachineSpec, keys: &[String]) -> String {
         "kernelArgs": spec.kernel_args,
         "size": spec.root_disk.size,
         "interfaces": spec.interfaces.iter().map(|i| &i.name).collect::<Vec<_>>(),
-        "guest": spec.guest,
-        "keys": keys,
+        "guest": guest,
+        "keys": !keys.is_empty(),
     });
     Sha256::digest(relevant.to_string().as_bytes())
         .iter()
@@ -316,5 +323,17 @@ mod tests {
         assert_ne!(with_interface, before);
         changed.memory.size = Quantity("1Gi".into());
         assert_ne!(fingerprint(&changed, &[]), with_interface);
+    }
+
+    #[test]
+    fn other_keys_ask_for_no_restart_and_the_first_one_does() {
+        let without = vm().spec;
+        let mut with = without.clone();
+        with.guest.ssh_authorized_keys = vec!["a".into()];
+        let one = fingerprint(&with, &["a".into()]);
+        assert_eq!(one, fingerprint(&without, &["of a secret".into()]));
+        assert_ne!(one, fingerprint(&without, &[]));
+        with.guest.hostname = Some("b".into());
+        assert_ne!(one, fingerprint(&with, &["a".into()]));
     }
 }

@@ -209,12 +209,16 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
             let ephemeral = vm.spec.root_disk.persistence == vmlet_crds::Persistence::Ephemeral;
             let has_disk = before.as_ref().is_some_and(|o| o.disk.is_some());
             let image_pin = record.image.as_ref().filter(|_| has_disk && !(ephemeral && declared));
-            let (found_image, object) = cx.dereferencer.image(vm, uid, image_pin).await?;
-            let (found_kernel, default_args) = cx
-                .dereferencer
-                .kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting)
-                .await?;
-            match cx.dereferencer.authorized_keys(vm, uid).await? {
+            let parts = &cx.dereferencer;
+            let object = parts.image_object(vm).await?;
+            // At once, each waiting for the disk on its own; and to the end, so that no pin is left half made.
+            let (found_image, found_kernel, keys) = tokio::join!(
+                parts.image(vm, uid, object.as_ref(), image_pin),
+                parts.kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting),
+                parts.authorized_keys(vm, uid),
+            );
+            let (found_image, (found_kernel, default_args)) = (found_image?, found_kernel?);
+            match keys? {
                 Ok(keys) => keys_known = Some(keys),
                 Err(problem) => disk_problem = Some(problem),
             }
@@ -274,18 +278,24 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
             kernel = found_kernel.part;
             let here = |part: &Part| matches!(part, Part::Ready { .. });
             if here(&image) && here(&kernel) && keys_known.is_some() {
-                cx.dereferencer.secrets.forget(uid);
+                let of_keys = &vm.spec.guest.ssh_key_secret_refs;
+                cx.dereferencer
+                    .secrets
+                    .retain(uid, |name| of_keys.iter().any(|reference| reference.name == name));
             }
         }
         Decision::Stop => cx.machines.apply(uid, Goal::Stop { grace: grace(vm) }),
-        Decision::Rest | Decision::Complete { .. } | Decision::Wait { .. } | Decision::Watch => {}
+        Decision::Rest | Decision::Complete { .. } => cx.dereferencer.secrets.forget(uid),
+        Decision::Wait { .. } | Decision::Watch => {}
     }
 
     let after = cx.machines.observe(uid);
-    let restart_required = after.as_ref().is_some_and(|o| alive(&o.phase))
-        && keys_known.as_ref().is_some_and(|keys| {
-            !memory.record.fingerprint.is_empty() && memory.record.fingerprint != fingerprint(&vm.spec, keys)
-        });
+    let changed = keys_known.as_ref().is_some_and(|keys| {
+        !memory.record.fingerprint.is_empty() && memory.record.fingerprint != fingerprint(&vm.spec, keys)
+    });
+    let restart_required = after
+        .as_ref()
+        .is_some_and(|o| alive(&o.phase) && (changed || o.keys_refused.is_some()));
     let remembered = memory.clone();
     let sight = Sight {
         vm,
@@ -327,7 +337,7 @@ fn life(observation: Option<&Observation>) -> Life {
     };
     match &observation.phase {
         Phase::Deleted => Life::New,
-        Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } => Life::Alive,
+        Phase::Preparing | Phase::Starting | Phase::Running { .. } | Phase::Paused { .. } => Life::Alive,
         Phase::Stopping | Phase::Deleting => Life::Stopping,
         Phase::Unmanageable { .. } => Life::Unmanageable,
         // A start that fails before anything was made leaves nothing on the host, and is an end all the same.
@@ -420,7 +430,7 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
         };
         let message = observation.problem.clone().unwrap_or_else(|| {
             format!(
-                "the guest gets {} s to shut down",
+                "its machine is being stopped and removed; a guest that is up gets {} s to shut down",
                 vm.spec.termination_grace_period_seconds
             )
         });

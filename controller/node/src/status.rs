@@ -64,18 +64,20 @@ const UNKNOWN: &str = "Unknown";
 
 /// Builds the whole status.
 pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
+    let observation = sight.observation;
     let image = part("ImageReady", sight.image);
     let kernel = part("KernelReady", sight.kernel);
     let disk = disk(sight);
     let network = network(sight);
     let (running, guest) = running(sight);
+    let keys_refused = observation.and_then(|o| o.keys_refused.as_ref());
     let restart = if sight.restart_required {
-        Verdict::new(
-            "RestartRequired",
-            TRUE,
-            "SpecChanged",
-            "spec has changes that take effect at the next start: set spec.restartedAt to restart now",
-        )
+        let mut message =
+            "spec has changes that take effect at the next start: set spec.restartedAt to restart now".to_owned();
+        if let Some(error) = keys_refused {
+            message += &format!(" (the running guest could not take the ssh keys: {error})");
+        }
+        Verdict::new("RestartRequired", TRUE, "SpecChanged", message)
     } else {
         Verdict::new("RestartRequired", FALSE, "UpToDate", "")
     };
@@ -87,7 +89,6 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
     ];
 
     let record = &sight.memory.record;
-    let observation = sight.observation;
     VirtualMachineStatus {
         observed_generation: sight.vm.metadata.generation,
         conditions: verdicts.into_iter().map(|v| dated(v, sight)).collect(),
@@ -228,6 +229,13 @@ fn running(sight: &Sight<'_>) -> (Verdict, Verdict) {
                 });
             pair(FALSE, &reason, &message, FALSE, "NotRunning")
         }
+        Phase::Preparing => pair(
+            FALSE,
+            "Preparing",
+            "its disk and what it starts with are being made",
+            FALSE,
+            "NotRunning",
+        ),
         Phase::Starting => pair(TRUE, "Starting", "the guest has not been ready yet", FALSE, "Booting"),
         Phase::Running { guest_ready: true } => pair(TRUE, "Running", "", TRUE, "Ready"),
         Phase::Running { guest_ready: false } => pair(TRUE, "Running", "", FALSE, "Rebooting"),

@@ -58,6 +58,7 @@ pub fn all() -> Vec<Scenario> {
         Parallel "restart" life::restart: "restartedAt gives a new boot id once, and the disk stays";
         Parallel "stop-start" life::stop_start: "Halted stops with a sync; what was written is there after the next start";
         Parallel "bare-run" life::bare_run: "from objects to a machine that runs, tells the truth and ends with 0";
+        Parallel "keys-follow" life::keys_follow: "ssh keys change in a running machine, from the spec and from a secret";
         Parallel "exit-code" life::exit_code: "the exit code of the entrypoint is the machine's, and a failure is told";
         Parallel "port-in-use" input::port_in_use: "a taken port is a condition, not a failed boot, and is had once it is free";
         Parallel "delete-while-booting" life::delete_while_booting: "a machine that boots can be deleted, and nothing of it is left";

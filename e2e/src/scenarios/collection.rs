@@ -9,10 +9,8 @@ use kube::api::PostParams;
 use serde_json::json;
 use vmlet_e2e::wait::{self, Seen};
 
-use crate::cx::{Cx, LIMIT, Pushed, script, service};
+use crate::cx::{Cx, KEY, LIMIT, Pushed, script, service};
 use crate::vm;
-
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Zl3uGqYQ5tq2wzWTo9mJ3j5hS1Uz6cJ7nqkQ2yqfB e2e";
 
 /// What nobody uses goes; what running, stopped and waiting machines use stays, and works.
 pub async fn collection(cx: Cx) -> Result<()> {

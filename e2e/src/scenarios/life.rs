@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use kube::ResourceExt;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::cx::{Cx, LIMIT, script, service};
+use crate::cx::{Cx, KEY, LIMIT, script, service};
 use crate::gate::Gate;
 use crate::vm;
 
@@ -88,6 +89,43 @@ pub async fn bare_run(cx: Cx) -> Result<()> {
     cx.delete("bare").await?;
     cx.gone("bare").await?;
     cx.nothing_of(&seen.uid().context("no uid")?)
+}
+
+/// Keys of the spec and of a secret reach the running guest; nothing is restarted for them.
+pub async fn keys_follow(cx: Cx) -> Result<()> {
+    let secrets = cx.api::<k8s_openapi::api::core::v1::Secret>();
+    let secret = |key: &str| serde_json::from_value(json!({"metadata": {"name": "keys"}, "stringData": {"key": key}}));
+    secrets
+        .create(&PostParams::default(), &secret(&format!("{KEY} first-of-secret"))?)
+        .await?;
+    cx.guest().await?;
+    let text = "while :; do cat /root/.ssh/authorized_keys; sleep 1; done";
+    let mut spec = service("guest", text);
+    spec["guest"]["sshAuthorizedKeys"] = json!([format!("{KEY} first-of-spec")]);
+    spec["guest"]["sshKeySecretRefs"] = json!([{"name": "keys"}]);
+    cx.machine("open", spec).await?;
+    let first = cx.ready("open").await?;
+    cx.console(&first, "first-of-secret").await?;
+
+    let keys = json!([format!("{KEY} second-of-spec")]);
+    cx.change("open", json!({"guest": {"sshAuthorizedKeys": keys}})).await?;
+    cx.console(&first, "second-of-spec").await?;
+    secrets
+        .patch(
+            "keys",
+            &PatchParams::default(),
+            &Patch::Merge(json!({"stringData": {"key": format!("{KEY} second-of-secret")}})),
+        )
+        .await?;
+    cx.console(&first, "second-of-secret").await?;
+    let last = cx
+        .until("open", "what was asked is done", |vm| {
+            Ok(vm.status.as_ref().and_then(|s| s.observed_generation) == vm.metadata.generation)
+        })
+        .await?;
+    ensure!(!vm::is(&last, "RestartRequired"), "{}", vm::words(&last));
+    ensure!(vm::boot_id(&last) == vm::boot_id(&first), "it was started again");
+    Ok(())
 }
 
 /// The exit code of the entrypoint is the machine's.

@@ -2,7 +2,9 @@
 //!
 //! It is built once per kernel and kept in a cache directory. What one VM is told comes in a second
 //! archive that is put behind it (`vmlet_init::cpio::config_cpio`). The archive is not compressed:
-//! that changes nothing about the time to boot and asks nothing of the kernel.
+//! that changes nothing about the time to boot and asks nothing of the kernel. An initrd that the kernel artefact
+//! brings goes before it as it is: what is unpacked later wins, so `/init` is ours
+//! (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 mod elf;
 mod modules;
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
-use vmlet_init::cpio::Writer;
+use vmlet_init::cpio::{Writer, pad4};
 
 pub use modules::Module;
 
@@ -51,12 +53,17 @@ pub enum InitrdError {
 /// The initrd for a kernel, from the cache or newly built and durable. Blocks on the disk.
 ///
 /// `kernel_digest` is only hashed into the name of the file. Without an archive of modules the
-/// kernel must have the drivers built in.
+/// kernel must have the drivers built in. `own` is an initrd of the kernel's own.
 ///
 /// # Errors
 /// See [`InitrdError`].
-pub fn ensure(cache: &Path, kernel_digest: &str, modules_tar: Option<&Path>) -> Result<PathBuf, InitrdError> {
-    let path = cache.join(name(kernel_digest, modules_tar.is_some()));
+pub fn ensure(
+    cache: &Path,
+    kernel_digest: &str,
+    modules_tar: Option<&Path>,
+    own: Option<&Path>,
+) -> Result<PathBuf, InitrdError> {
+    let path = cache.join(name(kernel_digest, [modules_tar.is_some(), own.is_some()]));
     if path.exists() {
         return Ok(path);
     }
@@ -77,7 +84,14 @@ pub fn ensure(cache: &Path, kernel_digest: &str, modules_tar: Option<&Path>) -> 
         return Ok(path);
     }
     fs::create_dir_all(cache).map_err(at)?;
-    publish(cache, &path, &build(INIT, &modules)).map_err(at)?;
+    let open = |path: &Path| {
+        File::open(path).map_err(|error| InitrdError::Io {
+            path: path.to_owned(),
+            error,
+        })
+    };
+    let own = own.map(open).transpose()?;
+    publish(cache, &path, own, &build(INIT, &modules)).map_err(at)?;
     Ok(path)
 }
 
@@ -128,26 +142,26 @@ pub fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     archive.finish()
 }
 
-fn name(kernel_digest: &str, with_modules: bool) -> String {
+fn name(kernel_digest: &str, with: [bool; 2]) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        FORMAT.as_bytes(),
-        kernel_digest.as_bytes(),
-        &[u8::from(with_modules)],
-        INIT,
-    ] {
+    for part in [FORMAT.as_bytes(), kernel_digest.as_bytes(), &with.map(u8::from), INIT] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn publish(cache: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+fn publish(cache: &Path, path: &Path, own: Option<File>, content: &[u8]) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = cache.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        if let Some(mut own) = own {
+            let length = io::copy(&mut own, &mut file)?;
+            // Archives begin at multiples of four.
+            file.write_all(&[0; 4][..pad4(length)])?;
+        }
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -166,18 +180,33 @@ mod tests {
     #[test]
     fn a_kernel_without_modules_gets_an_initrd_once() {
         let cache = tempfile::tempdir().expect("a directory");
-        let path = ensure(cache.path(), "sha256:../../x", None).expect("made");
+        let path = ensure(cache.path(), "sha256:../../x", None, None).expect("made");
         assert_eq!(path.parent(), Some(cache.path()));
         let bytes = fs::read(&path).expect("there");
         assert_eq!(bytes, build(INIT, &[]));
         fs::write(&path, "kept").expect("written");
-        assert_eq!(ensure(cache.path(), "sha256:../../x", None).expect("made"), path);
+        assert_eq!(ensure(cache.path(), "sha256:../../x", None, None).expect("made"), path);
         assert_eq!(
             fs::read(&path).expect("there"),
             b"kept",
             "an existing one is used as it is"
         );
-        assert_ne!(ensure(cache.path(), "sha256:y", None).expect("made"), path);
+        assert_ne!(ensure(cache.path(), "sha256:y", None, None).expect("made"), path);
+    }
+
+    #[test]
+    fn an_initrd_of_the_kernels_own_is_unpacked_before_ours() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let own = cache.path().join("own");
+        fs::write(&own, b"070707").expect("written");
+        let with = ensure(cache.path(), "k", None, Some(&own)).expect("made");
+        assert_eq!(
+            fs::read(&with).expect("there"),
+            [b"070707\0\0", build(INIT, &[]).as_slice()].concat()
+        );
+        assert_ne!(ensure(cache.path(), "k", None, None).expect("made"), with);
+        let missing = ensure(cache.path(), "l", None, Some(&cache.path().join("missing")));
+        assert!(missing.expect_err("refused").to_string().contains("missing"));
     }
 
     #[test]
@@ -200,7 +229,10 @@ mod tests {
         let tar = cache.path().join("modules.tar");
         fs::write(&tar, vec![7u8; 2048]).expect("written");
         let initrds = cache.path().join("initrds");
-        assert!(matches!(ensure(&initrds, "d", Some(&tar)), Err(InitrdError::Io { .. })));
+        assert!(matches!(
+            ensure(&initrds, "d", Some(&tar), None),
+            Err(InitrdError::Io { .. })
+        ));
         assert!(!initrds.exists());
     }
 

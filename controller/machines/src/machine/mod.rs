@@ -1,10 +1,10 @@
 //! The one task that owns a machine.
 //!
 //! ```text
-//!            Run(n), n > last run                     guest ready
-//!  Absent ──────────┐        ┌──────────┐ monitor   ┌─────────────────────┐ no space  ┌────────┐
-//!                   ├──────> │ Starting │ ────────> │ Running{ready: y/n} │ <───────> │ Paused │
-//!  Stopped ─────────┘        └──────────┘           └─────────────────────┘           └────────┘
+//!            Run(n), n > last run    exec             guest ready
+//!  Absent ──┐  ┌───────────┐ ┌──────────┐ monitor   ┌─────────────────────┐ no space  ┌────────┐
+//!           ├> │ Preparing │>│ Starting │ ────────> │ Running{ready: y/n} │ <───────> │ Paused │
+//!  Stopped ─┘  └───────────┘ └──────────┘           └─────────────────────┘           └────────┘
 //!     ^                        │ Stop/Delete            │        │ Stop/Delete
 //!     │                        v                        │        v
 //!     │       end of VMM  ┌──────────┐  <───────────────┼── (guest asked; one kill at the deadline)
@@ -118,6 +118,10 @@ struct Guest {
     /// The power button was pressed.
     powered: bool,
     ask_again_at: Option<Instant>,
+    /// The keys of root that this boot was told, if that is known.
+    keys: Option<Vec<String>>,
+    /// Why the guest could not take them.
+    keys_refused: Option<String>,
     /// The deadline of a boot inside a run that has been ready before.
     reboot_deadline: Option<Instant>,
     answered_vmm: bool,
@@ -375,7 +379,7 @@ impl Machine {
         if self.process.is_none() {
             return match deleting {
                 true => Phase::Deleting,
-                false if self.record.stage == Stage::Launching => Phase::Starting,
+                false if self.record.stage == Stage::Launching => Phase::Preparing,
                 false if self.dir.exists() => Phase::Stopped,
                 false => Phase::Absent,
             };
@@ -428,6 +432,7 @@ impl Machine {
             disk: record.disk.clone(),
             init: answer.map(|a| a.init),
             guest_warnings: answer.map(|a| a.warnings.clone()).unwrap_or_default(),
+            keys_refused: self.guest.keys_refused.clone(),
             timings: record.timings.clone(),
             problem: self.problem.clone(),
         };

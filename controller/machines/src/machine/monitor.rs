@@ -307,6 +307,8 @@ impl Machine {
                 if known != Some(answer.boot_id.as_str()) && is_boot_id(&answer.boot_id) {
                     if known.is_some() {
                         self.record.reboots += 1;
+                        // It took what its configuration says, which is that of the start.
+                        self.guest.keys = None;
                     }
                     self.record.guest_boot_id = Some(answer.boot_id.clone());
                     self.write_record();
@@ -317,6 +319,10 @@ impl Machine {
                         stop.followed = true;
                         self.write_record();
                     }
+                }
+                if let Request::AuthorizedKeys { authorized_keys } = said.request {
+                    self.guest.keys_refused.clone_from(&answer.error);
+                    self.guest.keys = Some(authorized_keys);
                 }
                 self.guest.answer = Some(answer);
             }
@@ -367,6 +373,19 @@ impl Machine {
         }
         if self.ports.applied.as_ref() != Some(&spec.ports) {
             self.set_ports(&spec.ports).await;
+        }
+        self.tell_keys(&spec.guest.authorized_keys);
+    }
+
+    /// Tells the guest root's keys, if it may hear and knows others.
+    fn tell_keys(&mut self, keys: &[String]) {
+        let guest = &self.guest;
+        // Who has answered in this boot: before, it reads its configuration.
+        let hears = guest.ready && guest.answer.is_some() && !guest.asking && guest.ask_again_at.is_none();
+        if hears && guest.keys.as_deref() != Some(keys) {
+            self.ask(Request::AuthorizedKeys {
+                authorized_keys: keys.to_vec(),
+            });
         }
     }
 

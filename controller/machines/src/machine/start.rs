@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use crate::cgroup::Limits;
 use crate::crash::crash_point;
 use crate::directory::MachineDir;
 use crate::host::Host;
@@ -69,7 +70,12 @@ impl Machine {
             return;
         }
         let launched = match result {
-            Ok(prepared) => self.launch(run, &spec, prepared).await,
+            Ok(prepared) => {
+                self.record.disk = Some(prepared.disk.clone());
+                // A new disk is told at once: its guest may take every processor soon.
+                self.publish();
+                self.launch(run, &spec, prepared).await
+            }
             Err(message) => Err(message),
         };
         if let Err(message) = launched {
@@ -94,7 +100,6 @@ impl Machine {
             tracing::warn!(uid = self.uid, %error, "the console log was not rotated");
         }
         self.note("prepared");
-        self.record.disk = Some(prepared.disk.clone());
         self.record.initrd = prepared.shared_initrd.clone();
         self.record.vmm = Some(VmmInfo {
             kind: "QEMU".to_owned(),
@@ -128,6 +133,7 @@ impl Machine {
         self.record.stage = Stage::Live;
         self.record.process = Some(process.id.clone());
         self.process = Some(process);
+        self.guest.keys = Some(spec.guest.authorized_keys.clone());
         self.write_record();
         crash_point("start-noted");
         self.drain.pause = DRAIN.0;
@@ -283,7 +289,13 @@ fn ready(dir: &MachineDir, host: &Host, uid: &str, spec: &MachineSpec) -> Result
     let initrd = host.initrd(spec)?;
     let user = host.identity(uid).map(|identity| identity.id);
     let mut prepared = prepare(dir, spec, &initrd, user).map_err(|error| error.to_string())?;
-    prepared.cgroups = host.cgroups.create(uid, spec.memory_bytes);
+    prepared.cgroups = host.cgroups.create(
+        uid,
+        Limits {
+            cpus: spec.cpus,
+            memory_bytes: spec.memory_bytes,
+        },
+    );
     crash_point("start-prepared");
     Ok(prepared)
 }

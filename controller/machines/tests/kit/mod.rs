@@ -116,6 +116,7 @@ impl Kit {
             kernel: self.kernel.clone(),
             modules_tar: self.modules.clone(),
             modules_disk: None,
+            kernel_initrd: None,
             kernel_digest: "test".into(),
             kernel_args: Vec::new(),
             base_size: std::fs::metadata(&self.base).expect("made").len(),

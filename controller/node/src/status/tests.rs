@@ -118,6 +118,15 @@ fn ready_names_the_first_thing_in_the_way() {
 }
 
 #[test]
+fn a_machine_whose_vmm_was_not_executed_yet_is_not_said_to_run() {
+    let status = Case::new().phase(Phase::Preparing).status();
+    let (running, reason, _) = condition(&status, "Running");
+    assert_eq!((running.as_str(), reason.as_str()), ("False", "Preparing"));
+    assert_eq!(condition(&status, "GuestReady").1, "NotRunning");
+    assert_eq!(Case::new().phase(Phase::Preparing).ready(), pair("False", "Starting"));
+}
+
+#[test]
 fn a_machine_that_runs_stays_ready_when_its_image_cannot_be_had_any_more() {
     let mut case = Case::new().phase(Phase::Running { guest_ready: true });
     case.image = Part::Failed {
