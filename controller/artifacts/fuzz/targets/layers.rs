@@ -1,9 +1,10 @@
 //! Well-formed layers with any names, links and whiteouts, up to the finished disk.
 #![no_main]
 
+#[allow(dead_code, reason = "shared with the other target")]
 #[path = "../bodies.rs"]
 mod bodies;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests")]
 #[path = "../../tests/support/raw.rs"]
 mod raw;
 

@@ -1,9 +1,10 @@
 //! The bytes of one layer, as they come.
 #![no_main]
 
+#[allow(dead_code, reason = "shared with the other target")]
 #[path = "../bodies.rs"]
 mod bodies;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests")]
 #[path = "../../tests/support/raw.rs"]
 mod raw;
 
