@@ -35,18 +35,23 @@ fn linux_finds_what_was_given_grows_it_to_a_terabyte_and_writes_on() {
     };
     let Some(qemu) = tool("qemu-system-x86_64") else { return };
     let directory = TempDir::new().unwrap();
-    let program = compile(directory.path());
-    let mut fixtures = vec![
-        grown(&std::fs::read(&program).unwrap()),
-        modelled(random(250), Size::Fixed(400 * MIB), "tree churn"),
-        modelled(random(250), automatic(), "tree churn"),
-        modelled(large_files(), automatic(), "tree churn"),
-        wide(),
-        deep(),
-    ];
+    let (program, fixtures) = std::thread::scope(|scope| {
+        let program = scope.spawn(|| compile(directory.path()));
+        let others = [
+            modelled(random(250), Size::Fixed(400 * MIB), "tree churn"),
+            modelled(random(250), automatic(), "tree churn"),
+            modelled(large_files(), automatic(), "tree churn"),
+            wide(),
+            deep(),
+        ];
+        let program = program.join().unwrap();
+        let mut fixtures = vec![grown(&std::fs::read(&program).unwrap())];
+        fixtures.extend(others);
+        (program, fixtures)
+    });
     let report = boot(&qemu, &kernel, &program, &fixtures, directory.path());
     let mut disks = report.split("DISK ").skip(1);
-    for (fixture, letter) in fixtures.iter_mut().zip('b'..) {
+    for (fixture, letter) in fixtures.iter().zip('b'..) {
         let part = disks
             .next()
             .unwrap_or_else(|| panic!("the guest stopped early: {report:.3000}"));
@@ -57,8 +62,12 @@ fn linux_finds_what_was_given_grows_it_to_a_terabyte_and_writes_on() {
             assert_eq!(found.next(), Some(&**line));
         }
         assert_eq!(found.next(), None);
-        check(fixture.file.path());
     }
+    std::thread::scope(|scope| {
+        for fixture in &fixtures {
+            scope.spawn(|| check(fixture.file.path()));
+        }
+    });
     assert!(!report.contains("FAILED"), "{report:.3000}");
 }
 
