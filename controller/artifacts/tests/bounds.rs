@@ -11,6 +11,7 @@ use std::io::{Cursor, Read};
 use support::disk::{on_disk, on_disk_of};
 use support::raw::{Member, apply, file, hardlink, list, member, open_tar, seal, symlink, tar};
 use support::scripted::{Image, open_with, source};
+use support::web::{Reply, Web};
 use support::{Tar, gzip, image, zstd};
 use vmlet_artifacts::layers::LayerError;
 use vmlet_artifacts::layers::apply::{Content, Input, Store, flatten};
@@ -392,6 +393,33 @@ async fn an_image_that_does_not_fit_leaves_no_file_and_says_what_to_do() {
         "{error}"
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_behind_a_url_ends_at_its_bound_also_when_it_is_inflated() {
+    let bytes = tar(&[file("f", "x")]);
+    let size = bytes.len() as u64;
+    for (served, most, fits) in [
+        (bytes.clone(), size, true),
+        (bytes.clone(), size - 1, false),
+        (gzip(&bytes), size, true),
+        (gzip(&bytes), size - 1, false),
+    ] {
+        let sha256 = Digest::sha256(&served).hex().to_owned();
+        let web = Web::start(move |request| Reply::ranged(request, &served));
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with(dir.path(), |limits| limits.uncompressed_bytes = most).await;
+        let source = Source::Http {
+            url: web.url("/file"),
+            sha256,
+        };
+        let result = image(&artifacts, &mut woken, "vm", source).await;
+        match result {
+            Ok(_) => assert!(fits, "{most} of {size}"),
+            Err(failure) => assert!(!fits && failure.reason == "TooLarge", "{most} of {size}: {failure:?}"),
+        }
+        artifacts.shutdown().await;
+    }
 }
 
 #[test]
