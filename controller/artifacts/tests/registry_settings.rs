@@ -202,7 +202,7 @@ async fn a_credential_helper_of_the_authfile_is_asked_and_its_secret_is_nowhere(
     }
     // What it has is refused, or it fails.
     let other = private(&image, "nobody", "nothing");
-    let logins = serde_json::json!({ "credHelpers": { &other.address: "house", "*.0.0.1:1": "house" } });
+    let logins = serde_json::json!({ "credHelpers": { &other.address: "house" } });
     let settings = Registries::default().with_authfile(authfile(dir.path(), &logins));
     let failure = pull(source(&other), settings.clone(), Vec::new()).await.unwrap_err();
     assert_eq!(failure.reason, "Unauthorized");
@@ -290,4 +290,31 @@ async fn an_identity_token_is_not_posted_where_a_redirect_leads() {
     let failure = pull(source(&web), settings, Vec::new()).await.unwrap_err();
     assert!(failure.message.contains("redirects a secret"), "{failure:?}");
     assert!(elsewhere.log().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_machines_own_login_opens_is_open_to_all_who_ask_here_and_a_pull_secret_opens_it_to_its_owner_only() {
+    let image = small();
+    let web = private(&image, "me", "right");
+    let conf = tempfile::tempdir().unwrap();
+    let logins = serde_json::json!({ "auths": { &web.address: { "username": "me", "password": "right" } } });
+    let own = Registries::default().with_authfile(authfile(conf.path(), &logins));
+    let secret = support::scripted::credential(&web, "right");
+    for (settings, given, stranger) in [(own, vec![], true), (Registries::default(), vec![secret], false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with_registries(dir.path(), settings).await;
+        let want = |credentials| ImageWant {
+            source: source(&web),
+            digest: Some(image.digest()),
+            credentials,
+        };
+        let first = Interest("first".into());
+        settle(&mut woken, || artifacts.ensure_image(&first, want(given.clone())))
+            .await
+            .unwrap();
+        let second = Interest("second".into());
+        let result = settle(&mut woken, || artifacts.ensure_image(&second, want(vec![]))).await;
+        assert_eq!(result.is_ok(), stranger, "{result:?}");
+        artifacts.shutdown().await;
+    }
 }

@@ -389,19 +389,11 @@ impl Dereferencer {
             Err(PullSecretError::Api(error)) => return Err(error),
             Err(PullSecretError::Unusable { message, seen }) => return unusable(message, seen),
         };
-        let mut found = Credentials::default();
-        for secret in secrets {
-            match docker_config::parse(&secret.config) {
-                Ok(parsed) => found.0.extend(parsed),
-                Err(error) => {
-                    let name = &secret.seen.name;
-                    let message = format!("pull secret \"{name}\" is no docker configuration: {error}");
-                    return unusable(message, secret.seen);
-                }
-            }
-            found.1.push(secret.seen);
+        let secrets = secrets.into_iter().map(|secret| (secret.seen, secret.config));
+        match docker_config::parse_secrets(secrets, |seen| &seen.name) {
+            Ok(found) => Ok(Ok(found)),
+            Err((seen, message)) => unusable(message, seen),
         }
-        Ok(Ok(found))
     }
 
     /// A login that is refused may be put right in its secret.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::Instant;
 
@@ -160,6 +160,14 @@ impl Http {
             if let Some(value) = authorization
                 && url.origin() == route.url.origin()
             {
+                let mut value = HeaderValue::from_str(value).map_err(|_| {
+                    PullError::new(
+                        Reason::Unauthorized,
+                        format!("{name}: the login cannot be sent in a header"),
+                    )
+                })?;
+                // Libraries show it in no log then.
+                value.set_sensitive(true);
                 request = request.header(AUTHORIZATION, value);
             }
             if let Some(form) = form {
@@ -368,39 +376,4 @@ fn about_certificate(cause: &(dyn std::error::Error + 'static)) -> Option<&'stat
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date_and_nothing_else() {
-        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").expect("a date");
-        let seconds = |value| retry_after(value, now).map(|after| after.as_secs());
-        assert_eq!(seconds("120"), Some(120));
-        assert_eq!(seconds(" 0 "), Some(0));
-        assert_eq!(seconds("Wed, 21 Oct 2015 07:30:00 GMT"), Some(120));
-        assert_eq!(seconds("Wed, 21 Oct 2015 07:00:00 GMT"), Some(0), "in the past");
-        assert_eq!(seconds("99999999999999999999999"), Some(u64::MAX));
-        for none in ["", "-5", "soon", "1.5"] {
-            assert_eq!(seconds(none), None, "{none}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_trickle_is_no_transfer() {
-        let mut pace = Pace::new(Duration::from_secs(60));
-        for _ in 0..5 {
-            tokio::time::advance(Duration::from_secs(10)).await;
-            pace.came(1, "x").expect("the window is not over");
-        }
-        tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!(
-            pace.came(1, "x").expect_err("six bytes a minute").reason,
-            Reason::Stalled
-        );
-        let mut pace = Pace::new(Duration::from_secs(60));
-        for _ in 0..20 {
-            tokio::time::advance(Duration::from_secs(10)).await;
-            pace.came(10_000, "x").expect("slow, but it comes");
-        }
-    }
-}
+mod tests;

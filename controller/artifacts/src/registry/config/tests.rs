@@ -260,3 +260,25 @@ fn a_file_of_authorities_that_cannot_be_used_is_told_at_the_start() {
     let error = Registries::read(&file).expect_err("there is none in it").to_string();
     assert!(error.contains("PEM"), "{error}");
 }
+
+#[test]
+fn the_example_of_the_documentation_is_a_good_file() {
+    let page = include_str!("../../../../../docs/registries.md");
+    let block = |kind: &str| {
+        let start = page.split_once(kind).expect("an example").1;
+        start.split_once("```").expect("its end").0
+    };
+    let registries = parse(block("```toml\n"));
+    assert_eq!(
+        targets(&registries, "debian:12"),
+        [
+            "cache.example.org:5000/hub/library/debian",
+            "far-cache.example.org/library/debian digests",
+            "docker.io/library/debian own",
+        ]
+    );
+    assert_eq!(registries.plain(&url("http://lab.example.org:5000/")), Some(true));
+    assert!(registries.ca(&url("https://r.corp.example.org/")).is_some());
+    let logins = crate::docker_config::DockerConfig::read(block("```json\n").as_bytes()).expect("logins");
+    assert_eq!((logins.credentials.len(), logins.helpers.len()), (3, 1));
+}
