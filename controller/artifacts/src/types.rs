@@ -184,7 +184,7 @@ pub struct ImageDisk {
     pub allocated_bytes: u64,
     /// How to run it.
     pub config: ImageConfig,
-    /// Hash of the disk's content, `sha256:…`.
+    /// Hash of the disk's content, taken while it was written: it tells damage.
     pub content_hash: String,
 }
 

@@ -1,9 +1,11 @@
 //! What the fuzz target does with bytes: each is a call of the writer or of the tree, those behind it its arguments.
-//! Whatever they are: an image or an error, never a panic.
+//! Whatever they are: an image or an error, never a panic. The checksums that come with an image are those of its file.
 
 use std::fs::File;
 
-use vmlet_ext4::{Attributes, FileData, FreeSpace, Inode, Kind, NodeId, Options, Size, Timestamp, Tree, Writer};
+use vmlet_ext4::{
+    Attributes, Checksums, FileData, FreeSpace, Inode, Kind, NodeId, Options, Size, Timestamp, Tree, Writer,
+};
 
 /// Makes the calls; the image, if one came of them.
 pub fn calls(bytes: &[u8]) -> Option<File> {
@@ -59,7 +61,8 @@ pub fn calls(bytes: &[u8]) -> Option<File> {
             }
         }
     }
-    writer.finish(tree).ok()?;
+    let summary = writer.finish(tree).ok()?;
+    assert!(summary.checksums == Checksums::of_file(&image).ok()?);
     Some(image)
 }
 

@@ -21,6 +21,9 @@ use crate::xattr;
 /// Blocks of `lost+found`: its entries are made when nothing else can be allocated any more.
 const LOST_AND_FOUND_BLOCKS: usize = 4;
 
+/// Blocks of data from which on it pays to sync them before the metadata: 16 MiB.
+const SYNCED_AHEAD: u64 = 4096;
+
 /// Writes everything that is not file data.
 pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Error> {
     let created = Times {
@@ -49,6 +52,7 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
     let used = used.map(|extent| extent.physical..extent.physical + extent.length);
     writer.allocator.reclaim(used);
     writer.allocator.sort_returned();
+    settle(&mut writer)?;
     let file_system_seed = file_system_seed(&writer.options.uuid);
     let mut pass = Pass {
         hash_seed: hash_seed(&writer.options.hash_seed),
@@ -109,6 +113,19 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         values,
     };
     groups::write(&mut writer, layout, inodes, &journal_tree.root)
+}
+
+/// Punches what came back out of the file, as long as it is cheap: it was hardly written to the disk yet, and is not going
+/// to be. Metadata may take these places again. What remains goes to the disk while the metadata is made.
+fn settle(writer: &mut Writer) -> Result<(), Error> {
+    let returned: Vec<_> = writer.allocator.returned().cloned().collect();
+    for range in returned {
+        writer.output.punch(range)?;
+    }
+    if writer.allocator.in_use() >= SYNCED_AHEAD {
+        writer.output.sync_ahead()?;
+    }
+    Ok(())
 }
 
 /// How many values of extended attributes need an inode of their own.

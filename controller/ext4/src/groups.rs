@@ -70,7 +70,7 @@ pub(crate) struct Inodes<'a> {
     pub(crate) values: bool,
 }
 
-/// Writes everything that describes groups, punches what was discarded, and makes the file durable.
+/// Writes everything that describes groups, and makes the file durable.
 pub(crate) fn write(
     writer: &mut Writer,
     layout: Layout,
@@ -84,9 +84,6 @@ pub(crate) fn write(
     } = inodes;
     let seed = file_system_seed(&writer.options.uuid);
     let returned: Vec<_> = writer.allocator.returned().cloned().collect();
-    for range in &returned {
-        writer.output.punch(range.clone())?;
-    }
     let cursor = writer.allocator.cursor();
     let mut descriptors = Vec::with_capacity(layout.descriptor_blocks() as usize * BLOCK);
     let mut free_blocks = 0;
@@ -159,13 +156,14 @@ pub(crate) fn write(
         Size::Auto { .. } => u64::from(layout.blocks()) * BLOCK64,
     };
     writer.output.set_len(size)?;
-    writer.output.sync()?;
+    let checksums = writer.output.sync()?;
     Ok(Summary {
         size,
         used: (u64::from(layout.blocks()) - free_blocks) * BLOCK64,
         free: free_blocks * BLOCK64,
         inodes: inodes.into(),
         free_inodes: totals.free_inodes.into(),
+        checksums,
     })
 }
 

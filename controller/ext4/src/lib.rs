@@ -3,6 +3,7 @@
 mod acl;
 mod alloc;
 mod checksum;
+mod checksums;
 mod directory;
 mod dirhash;
 mod error;
@@ -21,6 +22,7 @@ mod tree;
 mod writer;
 mod xattr;
 
+pub use checksums::Checksums;
 pub use error::Error;
 pub use layout::{MAX_SIZE, MIN_SIZE};
 pub use options::{FreeSpace, Options, Size};

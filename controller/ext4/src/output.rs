@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::thread::JoinHandle;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::checksums::Checksums;
 use crate::error::Error;
 use crate::layout::{BLOCK, BLOCK64};
 
@@ -22,6 +24,10 @@ pub(crate) struct Output {
     gathered: Vec<u8>,
     /// Block at which they begin.
     start: u32,
+    /// Of all that was written, gathered bytes too.
+    checksums: Checksums,
+    /// A sync of what was written by then, under way on a thread of its own.
+    syncing: Option<JoinHandle<io::Result<()>>>,
     /// Whether the image is whole and durable.
     complete: bool,
 }
@@ -32,6 +38,8 @@ impl Output {
             file,
             gathered: Vec::new(),
             start: 0,
+            checksums: Checksums::default(),
+            syncing: None,
             complete: false,
         }
     }
@@ -39,6 +47,7 @@ impl Output {
     /// Writes whole blocks, beginning at `block`.
     pub(crate) fn write(&mut self, block: u32, bytes: &[u8]) -> Result<(), Error> {
         debug_assert!(bytes.len().is_multiple_of(BLOCK));
+        self.checksums.note(block, bytes);
         let expected = self.start + (self.gathered.len() / BLOCK) as u32;
         if block != expected || self.gathered.len() + bytes.len() > GATHER {
             self.flush()?;
@@ -72,6 +81,7 @@ impl Output {
     /// below can do so.
     pub(crate) fn punch(&mut self, blocks: Range<u32>) -> Result<(), Error> {
         self.flush()?;
+        self.checksums.forget(blocks.clone());
         let offset = u64::from(blocks.start) * BLOCK64;
         let length = blocks.len() as u64 * BLOCK64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -100,18 +110,39 @@ impl Output {
         self.file.set_len(bytes).map_err(Error::io("set the length of"))
     }
 
-    /// Makes everything durable.
-    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+    /// Lets what is written be brought to the disk while more is written. Its errors come with [`Output::sync`].
+    pub(crate) fn sync_ahead(&mut self) -> Result<(), Error> {
         self.flush()?;
+        let file = self.file.try_clone().map_err(Error::io("duplicate the handle of"))?;
+        let thread = std::thread::Builder::new().name("ext4-sync".into());
+        // Without a thread it is all done at the end.
+        self.syncing = thread.spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Makes everything durable, and tells what it is.
+    pub(crate) fn sync(&mut self) -> Result<Checksums, Error> {
+        self.flush()?;
+        // An error of the disk is told to one sync only.
+        self.synced_ahead().map_err(Error::io("sync"))?;
         self.file.sync_all().map_err(Error::io("sync"))?;
         self.complete = true;
-        Ok(())
+        Ok(std::mem::take(&mut self.checksums))
+    }
+
+    fn synced_ahead(&mut self) -> io::Result<()> {
+        let Some(thread) = self.syncing.take() else {
+            return Ok(());
+        };
+        let panicked = |_| Err(io::Error::other("the syncing thread panicked"));
+        thread.join().unwrap_or_else(panicked)
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.complete {
+            let _ = self.synced_ahead();
             // Half an image takes no space, and nothing takes it for a whole one.
             let _ = self.file.set_len(0);
         }

@@ -1,5 +1,7 @@
 //! What became of an image.
 
+use crate::checksums::Checksums;
+
 /// Figures of a finished image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -14,4 +16,6 @@ pub struct Summary {
     pub inodes: u64,
     /// Inodes that are free.
     pub free_inodes: u64,
+    /// What was written, block by block.
+    pub checksums: Checksums,
 }

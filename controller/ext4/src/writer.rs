@@ -270,7 +270,7 @@ impl Drop for FileWriter<'_> {
 }
 
 /// Whether a block holds nothing but zeroes; data differs early, so the first words decide nearly always.
-fn is_zero(block: &[u8]) -> bool {
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     block
         .chunks(64)
         .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)

@@ -4,7 +4,7 @@
 //! and stores. Data is stored layer by layer in order, so that equal layers give equal bytes.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
@@ -82,9 +82,12 @@ pub fn flatten<S: Store>(
     let (diff_ids, sources): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.diff_id, layer.bytes)).unzip();
     let window = limits.zstd_window_bytes;
     let (send, receive) = sync_channel(CHUNKS_AHEAD);
+    let (used, emptied) = channel();
     std::thread::scope(|scope| {
-        scope.spawn(move || inflate(sources, window, &send));
-        let result = merge(diff_ids, receive, store, limits);
+        scope.spawn(move || inflate(sources, window, &send, &emptied));
+        let result = merge(diff_ids, &receive, &used, store, limits);
+        // The other thread ends when nobody listens any more.
+        drop(receive);
         if result.is_err() {
             stop();
         }
@@ -94,7 +97,8 @@ pub fn flatten<S: Store>(
 
 fn merge<S: Store>(
     diff_ids: Vec<Option<Digest>>,
-    pieces: Receiver<Piece>,
+    pieces: &Receiver<Piece>,
+    used: &Sender<Vec<u8>>,
     store: &mut S,
     limits: &Limits,
 ) -> Result<Tree<S::Data>, Failed> {
@@ -107,7 +111,8 @@ fn merge<S: Store>(
         let step = || {
             let mut input = Hashed::new(
                 Inflated {
-                    pieces: &pieces,
+                    pieces,
+                    used,
                     piece: Vec::new(),
                     at: 0,
                     ended: false,
@@ -230,9 +235,9 @@ impl<R: Read> Content for Rest<'_, R> {
     }
 }
 
-fn inflate(sources: Vec<Box<dyn Read + Send>>, window: u64, pieces: &SyncSender<Piece>) {
+fn inflate(sources: Vec<Box<dyn Read + Send>>, window: u64, pieces: &SyncSender<Piece>, emptied: &Receiver<Vec<u8>>) {
     for source in sources {
-        let last = match inflate_one(source, window, pieces) {
+        let last = match inflate_one(source, window, pieces, emptied) {
             Ok(true) => Piece::End,
             Ok(false) => return,
             Err(error) => Piece::Failed(error),
@@ -244,14 +249,30 @@ fn inflate(sources: Vec<Box<dyn Read + Send>>, window: u64, pieces: &SyncSender<
 }
 
 /// False when nobody listens any more.
-fn inflate_one(source: Box<dyn Read + Send>, window: u64, pieces: &SyncSender<Piece>) -> io::Result<bool> {
+fn inflate_one(
+    source: Box<dyn Read + Send>,
+    window: u64,
+    pieces: &SyncSender<Piece>,
+    emptied: &Receiver<Vec<u8>>,
+) -> io::Result<bool> {
     let mut bytes = decode::decoder(source, window)?;
     loop {
-        let mut piece = Vec::with_capacity(CHUNK);
-        bytes.by_ref().take(CHUNK as u64).read_to_end(&mut piece)?;
-        if piece.is_empty() {
+        // The same memory goes round and round: it is in the cache, and no page of it is new.
+        let mut piece = emptied.try_recv().unwrap_or_default();
+        piece.resize(CHUNK, 0);
+        let mut filled = 0;
+        while filled < CHUNK {
+            match bytes.read(&mut piece[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if filled == 0 {
             return Ok(true);
         }
+        piece.truncate(filled);
         if pieces.send(Piece::Bytes(piece)).is_err() {
             return Ok(false);
         }
@@ -261,6 +282,8 @@ fn inflate_one(source: Box<dyn Read + Send>, window: u64, pieces: &SyncSender<Pi
 /// One layer's bytes from the inflating thread.
 struct Inflated<'a> {
     pieces: &'a Receiver<Piece>,
+    /// Where read pieces go to be filled again.
+    used: &'a Sender<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
     ended: bool,
@@ -270,7 +293,11 @@ impl Read for Inflated<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.at == self.piece.len() && !self.ended {
             match self.pieces.recv() {
-                Ok(Piece::Bytes(piece)) => (self.piece, self.at) = (piece, 0),
+                Ok(Piece::Bytes(piece)) => {
+                    // Nobody takes it any more once all is inflated.
+                    let _ = self.used.send(std::mem::replace(&mut self.piece, piece));
+                    self.at = 0;
+                }
                 Ok(Piece::End) => self.ended = true,
                 Ok(Piece::Failed(error)) => return Err(error),
                 Err(_) => return Err(io::Error::other("the inflating thread ended too early")),

@@ -1,11 +1,7 @@
 //! What all disks that are made here have in common: size, identity, and a hash of their content.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
-
 use sha2::{Digest as _, Sha256};
-use vmlet_ext4::{FreeSpace, Options, Size};
+use vmlet_ext4::{Checksums, FreeSpace, Options, Size};
 
 /// A base disk's size: room for the content to be lived in; overlays grow further in the guest.
 pub fn base_size() -> Size {
@@ -28,43 +24,18 @@ pub fn options(identity: &str, size: Size) -> Options {
     Options::new(uuid, hash_seed, size)
 }
 
-/// SHA-256 over (index, content) of every 4 KiB block that is not all zeros, and the size: the
-/// same for equal bytes however sparsely a file system keeps them.
-pub fn content_hash(file: &File) -> std::io::Result<String> {
-    use rustix::fs::{SeekFrom, seek};
-    let size = file.metadata()?.len();
+/// Hash of a disk's content, made of the checksums that were taken while it was written: SHA-256 over number and CRC32c of
+/// every 4 KiB block that is not all zeros, and the size. The same for equal bytes, however sparsely a file system keeps
+/// them. It finds damage; against somebody who means harm the checksums say nothing.
+pub fn content_hash(checksums: &Checksums, size: u64) -> String {
     let mut hasher = Sha256::new();
-    let mut at = 0;
-    let mut buffer = vec![0; 1 << 20];
-    while at < size {
-        let data = match seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data / 4096 * 4096,
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = data.max(at);
-        let n = At(file, at).take(buffer.len() as u64).read(&mut buffer)?;
-        let mut filled = n;
-        while filled < buffer.len() && filled % 4096 != 0 {
-            match file.read_at(&mut buffer[filled..], at + filled as u64)? {
-                0 => break,
-                more => filled += more,
-            }
-        }
-        if filled == 0 {
-            break;
-        }
-        for (index, block) in buffer[..filled].chunks(4096).enumerate() {
-            if !is_zero(block) {
-                hasher.update((at / 4096 + index as u64).to_le_bytes());
-                hasher.update(block);
-            }
-        }
-        at += filled as u64;
+    for (block, sum) in checksums.iter() {
+        hasher.update(u64::from(block).to_le_bytes());
+        hasher.update(sum.to_le_bytes());
     }
     hasher.update(size.to_le_bytes());
     let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("sha256:{hex}"))
+    format!("crc32c-sha256:{hex}")
 }
 
 /// Whether a block of at most 4096 bytes is all zeros.
@@ -73,10 +44,40 @@ pub fn is_zero(block: &[u8]) -> bool {
     ZEROS.starts_with(block)
 }
 
-struct At<'a>(&'a File, u64);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use vmlet_ext4::{Attributes, Timestamp, Tree, Writer};
 
-impl Read for At<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read_at(buf, self.1)
+    #[test]
+    fn the_hash_taken_while_a_disk_is_written_is_that_of_its_file_and_tells_a_changed_bit() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        let writing = file.try_clone().expect("the same file");
+        let mut writer = Writer::create(writing, options("x", base_size())).expect("an image");
+        let mut content = writer.begin_file().expect("a content");
+        content.write(&[7; 100_000]).expect("it fits");
+        let content = content.finish().expect("it fits");
+        let mut tree = Tree::new(Attributes::new(0o755, 0, 0, Timestamp::default()));
+        let inode = vmlet_ext4::Inode {
+            kind: vmlet_ext4::Kind::File(content),
+            attributes: Attributes::new(0o644, 0, 0, Timestamp::default()),
+            xattrs: Vec::new(),
+        };
+        let node = tree.add(inode).expect("a file");
+        tree.link(tree.root(), b"file", node).expect("a name");
+        let summary = writer.finish(tree).expect("an image");
+        let now = || content_hash(&Checksums::of_file(&file).expect("it is read"), summary.size);
+        let meant = content_hash(&summary.checksums, summary.size);
+        assert_eq!(now(), meant);
+        assert_ne!(content_hash(&summary.checksums, summary.size + 4096), meant);
+        let mut byte = [0];
+        for at in [1024, summary.size - 1] {
+            file.read_exact_at(&mut byte, at).expect("it is read");
+            file.write_all_at(&[byte[0] ^ 1], at).expect("it is written");
+            assert_ne!(now(), meant, "{at}");
+            file.write_all_at(&byte, at).expect("it is written");
+        }
+        assert_eq!(now(), meant);
     }
 }

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use vmlet_ext4::Checksums;
+
 use super::content::CopyError;
 use super::disk::is_zero;
 
@@ -88,11 +90,12 @@ pub fn check(start: &[u8]) -> Result<u64, String> {
     size.ok_or_else(|| "it has an impossible size".into())
 }
 
-/// Copies a disk; runs of zeros become holes. Answers with its length, a multiple of 4096 bytes.
+/// Copies a disk; runs of zeros become holes. Answers with its length, a multiple of 4096 bytes, and what was written.
 ///
 /// # Errors
 /// Of either side.
-pub fn copy(from: &mut dyn Read, to: &File) -> Result<u64, CopyError> {
+pub fn copy(from: &mut dyn Read, to: &File) -> Result<(u64, Checksums), CopyError> {
+    let mut checksums = Checksums::default();
     let mut buffer = vec![0; 256 * BLOCK];
     let mut at = 0u64;
     loop {
@@ -108,7 +111,9 @@ pub fn copy(from: &mut dyn Read, to: &File) -> Result<u64, CopyError> {
         if filled == 0 {
             break;
         }
-        let mut rest = &buffer[..filled];
+        let whole = filled.next_multiple_of(BLOCK);
+        buffer[filled..whole].fill(0);
+        let mut rest = &buffer[..whole];
         let mut place = at;
         while !rest.is_empty() {
             let data: usize = rest
@@ -117,6 +122,7 @@ pub fn copy(from: &mut dyn Read, to: &File) -> Result<u64, CopyError> {
                 .map(<[u8]>::len)
                 .sum();
             to.write_all_at(&rest[..data], place).map_err(CopyError::Write)?;
+            checksums.note(block(place)?, &rest[..data]);
             let hole: usize = rest[data..]
                 .chunks(BLOCK)
                 .take_while(|block| is_zero(block))
@@ -125,11 +131,15 @@ pub fn copy(from: &mut dyn Read, to: &File) -> Result<u64, CopyError> {
             rest = &rest[data + hole..];
             place += (data + hole) as u64;
         }
-        at += filled as u64;
+        at += whole as u64;
     }
-    let length = at.next_multiple_of(BLOCK as u64);
-    to.set_len(length).map_err(CopyError::Write)?;
-    Ok(length)
+    to.set_len(at).map_err(CopyError::Write)?;
+    Ok((at, checksums))
+}
+
+/// The number of the block at an offset.
+fn block(at: u64) -> Result<u32, CopyError> {
+    u32::try_from(at / BLOCK as u64).map_err(|_| CopyError::Write(io::ErrorKind::FileTooLarge.into()))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -140,4 +150,26 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..at + 4)
         .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_of_a_copied_disk_is_what_its_file_holds() {
+        let mut disk = vec![0; 3_000_000];
+        disk[5000] = 1;
+        disk[1_500_000..].fill(2);
+        let file = tempfile::tempfile().expect("a temporary file");
+        let Ok((length, checksums)) = copy(&mut disk.as_slice(), &file) else {
+            panic!("it is copied");
+        };
+        assert_eq!(length, 3_002_368);
+        assert!(checksums == Checksums::of_file(&file).expect("it is read"));
+        disk.resize(3_002_368, 0);
+        let mut copied = vec![1; disk.len()];
+        file.read_exact_at(&mut copied, 0).expect("it is read");
+        assert!(copied == disk);
+    }
 }

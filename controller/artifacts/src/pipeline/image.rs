@@ -363,13 +363,13 @@ fn take_ext4(name: &str, mut looked: Looked, path: &Path) -> Result<String, Pull
     let size = ext4::check(&looked.start)
         .map_err(|why| PullError::new(Reason::UnsupportedFormat, format!("{what} cannot be used: {why}")))?;
     let file = new_file(path).map_err(local)?;
-    let length = ext4::copy(&mut looked.bytes, &file)
+    let (length, checksums) = ext4::copy(&mut looked.bytes, &file)
         .map_err(|end| end.say(local, |error| failure::layer(&what, LayerError::Read(error))))?;
     if length < size {
         let why = format!("{what} is cut off: it has {size} bytes, and there are {length}");
         return Err(PullError::new(Reason::Malformed, why));
     }
-    disk::content_hash(&file).map_err(local)
+    Ok(disk::content_hash(&checksums, length))
 }
 
 fn build(
@@ -384,12 +384,11 @@ fn build(
     let what = format!("the disk of {identity}");
     let io = |error: io::Error| PullError::io(&what, &error);
     let file = new_file(path).map_err(io)?;
-    let reading = file.try_clone().map_err(io)?;
     let options = disk::options(&what, size);
     let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;
     let mut store = DiskStore::new(writer);
     let tree = flatten(layers, &mut store, limits, stop)
         .map_err(|(at, error)| failure::one_layer(&identity.to_string(), at, named, error))?;
-    store.finish(tree).map_err(|error| failure::store(&what, error))?;
-    disk::content_hash(&reading).map_err(io)
+    let summary = store.finish(tree).map_err(|error| failure::store(&what, error))?;
+    Ok(disk::content_hash(&summary.checksums, summary.size))
 }

@@ -98,7 +98,7 @@ pub enum Output {
 pub struct BuiltImage {
     /// File name of the ext4 image.
     pub disk: String,
-    /// Hash of its content, `sha256:…`.
+    /// Hash of its content.
     pub content_hash: String,
     /// How to run it.
     pub config: ImageConfig,

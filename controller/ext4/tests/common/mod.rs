@@ -6,12 +6,15 @@ pub mod inventory;
 pub mod model;
 pub mod reader;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::{NamedTempFile, TempDir};
-use vmlet_ext4::{Attributes, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree, Writer};
+use vmlet_ext4::{
+    Attributes, Checksums, Error, FileData, Inode, Kind, NodeId, Options, Size, Summary, Timestamp, Tree, Writer,
+};
 
 pub const MIB: u64 = 1 << 20;
 pub const TIME: Timestamp = Timestamp {
@@ -67,12 +70,32 @@ pub fn put_inode(
     Ok(id)
 }
 
-/// Finishes an image and has e2fsck judge it.
+/// Finishes an image and has e2fsck judge it. Whatever was written, given up or left out: the checksums are the file's.
 pub fn finish(file: &NamedTempFile, writer: Writer, tree: Tree) -> Summary {
     let summary = writer.finish(tree).unwrap();
     assert_eq!(file.as_file().metadata().unwrap().len(), summary.size);
+    let found = Checksums::of_file(file.as_file()).unwrap();
+    let [noted, found] = [&summary.checksums, &found].map(|sums| sums.iter().collect::<BTreeSet<_>>());
+    let unlike: BTreeSet<u32> = noted.symmetric_difference(&found).map(|(block, _)| *block).collect();
+    assert!(
+        unlike.is_empty(),
+        "the checksums of blocks {unlike:?} are not the file's"
+    );
     check(file.path());
     summary
+}
+
+/// What an image has of everything, wherever it lies.
+pub fn figures(summary: &Summary) -> [u64; 5] {
+    let Summary {
+        size,
+        used,
+        free,
+        inodes,
+        free_inodes,
+        ..
+    } = *summary;
+    [size, used, free, inodes, free_inodes]
 }
 
 /// A program, of e2fsprogs mostly; `None`, with a printed word, where it is not installed.
