@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use rustix::fs::FallocateFlags;
@@ -26,8 +28,8 @@ pub(crate) struct Output {
     start: u32,
     /// Of all that was written, gathered bytes too.
     checksums: Checksums,
-    /// A sync of what was written by then, under way on a thread of its own.
-    syncing: Option<JoinHandle<io::Result<()>>>,
+    /// Who brings blocks to the disk while others are still being written.
+    ahead: Option<Ahead>,
     /// Whether the image is whole and durable.
     complete: bool,
 }
@@ -39,7 +41,7 @@ impl Output {
             gathered: Vec::new(),
             start: 0,
             checksums: Checksums::default(),
-            syncing: None,
+            ahead: None,
             complete: false,
         }
     }
@@ -110,39 +112,101 @@ impl Output {
         self.file.set_len(bytes).map_err(Error::io("set the length of"))
     }
 
-    /// Lets what is written be brought to the disk while more is written. Its errors come with [`Output::sync`].
+    /// Lets blocks be brought to the disk while more is written. It is no more than a hint, and those that are gathered
+    /// are left out.
+    pub(crate) fn write_back(&mut self, blocks: Range<u32>) {
+        self.tell(Task::WriteBack(blocks));
+    }
+
+    /// Lets all that is written be synced while more is written. Its errors come with [`Output::sync`].
     pub(crate) fn sync_ahead(&mut self) -> Result<(), Error> {
         self.flush()?;
-        let file = self.file.try_clone().map_err(Error::io("duplicate the handle of"))?;
-        let thread = std::thread::Builder::new().name("ext4-sync".into());
-        // Without a thread it is all done at the end.
-        self.syncing = thread.spawn(move || file.sync_data()).ok();
+        self.tell(Task::Sync);
         Ok(())
+    }
+
+    fn tell(&mut self, task: Task) {
+        if self.ahead.is_none() {
+            self.ahead = Ahead::start(&self.file).ok();
+        }
+        // Without a thread it is all done at the end.
+        if let Some(ahead) = &self.ahead {
+            let _ = ahead.tasks.send(task);
+        }
     }
 
     /// Makes everything durable, and tells what it is.
     pub(crate) fn sync(&mut self) -> Result<Checksums, Error> {
         self.flush()?;
-        // An error of the disk is told to one sync only.
-        self.synced_ahead().map_err(Error::io("sync"))?;
+        self.end_ahead().map_err(Error::io("sync"))?;
         self.file.sync_all().map_err(Error::io("sync"))?;
         self.complete = true;
         Ok(std::mem::take(&mut self.checksums))
     }
 
-    fn synced_ahead(&mut self) -> io::Result<()> {
-        let Some(thread) = self.syncing.take() else {
-            return Ok(());
-        };
-        let panicked = |_| Err(io::Error::other("the syncing thread panicked"));
-        thread.join().unwrap_or_else(panicked)
+    fn end_ahead(&mut self) -> io::Result<()> {
+        self.ahead.take().map_or(Ok(()), Ahead::end)
     }
+}
+
+/// What is done beside the writing.
+enum Task {
+    /// Begin to write these blocks to the disk.
+    WriteBack(Range<u32>),
+    /// Sync what was written by now.
+    Sync,
+}
+
+/// The thread that does it.
+#[derive(Debug)]
+struct Ahead {
+    tasks: Sender<Task>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Ahead {
+    fn start(file: &File) -> io::Result<Ahead> {
+        let file = file.try_clone()?;
+        let (tasks, todo) = channel();
+        let thread = std::thread::Builder::new().name("ext4-ahead".into());
+        let thread = thread.spawn(move || work_ahead(&file, &todo))?;
+        Ok(Ahead { tasks, thread })
+    }
+
+    /// Waits for its end. An error of the disk is told to one sync only: it counts.
+    fn end(self) -> io::Result<()> {
+        drop(self.tasks);
+        let panicked = |_| Err(io::Error::other("the thread that syncs panicked"));
+        self.thread.join().unwrap_or_else(panicked)
+    }
+}
+
+fn work_ahead(file: &File, todo: &Receiver<Task>) -> io::Result<()> {
+    for task in todo {
+        match task {
+            Task::WriteBack(blocks) => write_back(file, blocks),
+            Task::Sync => file.sync_data()?,
+        }
+    }
+    Ok(())
+}
+
+/// Begins to write blocks to the disk. What fails is told by the sync that follows.
+fn write_back(file: &File, blocks: Range<u32>) {
+    let (Ok(offset), Ok(length)) = (
+        i64::try_from(u64::from(blocks.start) * BLOCK64),
+        i64::try_from(blocks.len() as u64 * BLOCK64),
+    ) else {
+        return;
+    };
+    // SAFETY: a system call on a file that is open, with numbers only.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.complete {
-            let _ = self.synced_ahead();
+            let _ = self.end_ahead();
             // Half an image takes no space, and nothing takes it for a whole one.
             let _ = self.file.set_len(0);
         }

@@ -14,6 +14,9 @@ use crate::tree::Tree;
 
 /// Largest file in bytes: 2^32 - 1 blocks.
 const MAX_FILE: u64 = (u32::MAX as u64) * BLOCK64;
+/// Blocks of a content that is brought to the disk at once: 1 MiB. Holes are punched for what is discarded later, which is
+/// cheap only as long as it was not written back; of large contents there are few.
+const WRITTEN_BACK: u64 = 256;
 
 /// Writes one image. Data first, in any order; the tree that names it at the end.
 ///
@@ -198,6 +201,12 @@ impl FileWriter<'_> {
             self.flush_partial()?;
         }
         self.complete = true;
+        if self.extents.blocks() >= WRITTEN_BACK {
+            for extent in self.extents.as_slice() {
+                let blocks = extent.physical..extent.physical + extent.length;
+                self.writer.output.write_back(blocks);
+            }
+        }
         Ok(FileData {
             size: self.size,
             extents: std::mem::take(&mut self.extents),

@@ -18,8 +18,6 @@ use crate::registry::blob::{Blob, Growing, download};
 
 /// Transfers at a time for one job. Each has a thread, because writing to the disk blocks.
 const AT_A_TIME: usize = 4;
-/// By how much transfers give way (nice(2)).
-const NICENESS: i32 = 5;
 
 /// The locks of digests that are wanted now.
 #[derive(Default)]
@@ -76,7 +74,7 @@ impl Downloads {
             let (job, queue, remote) = (cx.clone(), queue.clone(), remote.clone());
             let runtime = tokio::runtime::Handle::current();
             cx.spawn_blocking(move || {
-                giving_way(|| loop {
+                loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((blob, lock, growing)) = next else { return };
                     let result = runtime.block_on(async {
@@ -84,7 +82,7 @@ impl Downloads {
                         download(&blob, &growing, &job.progress, &job.cancel, |from| remote.blob(&blob.digest, from)).await
                     });
                     growing.end(result);
-                });
+                }
             });
         }
         blobs
@@ -219,18 +217,6 @@ impl Inner {
         }
         result
     }
-}
-
-/// Runs transfers on a thread that gives way to the job's others. Inflating takes longest when the network is fast: a
-/// transfer that is far ahead of it gains nothing, and only takes processors away from it.
-fn giving_way(transfers: impl FnOnce() + Send) {
-    std::thread::scope(|scope| {
-        // The thread ends with its work: an ordinary user could not make it a faster one again.
-        scope.spawn(|| {
-            let _ = rustix::process::nice(NICENESS);
-            transfers();
-        });
-    });
 }
 
 /// For those who have one file only.
