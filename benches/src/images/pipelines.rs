@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 /// Bytes of the disk where a tool wants to be told.
 const SIZE: &str = "2G";
+/// The same for a program that wants a number.
+const BYTES: &str = "2147483648";
 
 /// One way from a registry to a disk.
 pub struct Pipeline {
@@ -20,6 +22,8 @@ pub struct Pipeline {
 enum Way {
     /// A program of ours and its arguments before the reference and the output.
     Own(PathBuf, &'static [&'static str]),
+    /// The program that is made of crates of others.
+    Crates(PathBuf),
     /// A shell script, and the programs that it needs with their packages.
     Script(&'static str, &'static [&'static str]),
 }
@@ -53,6 +57,12 @@ pub fn all(vmlet: &Path, own: &Path) -> Vec<Pipeline> {
             syncs: true,
             makes_disk: true,
             way: Way::Own(vmlet.to_owned(), &["image", "build"]),
+        },
+        Pipeline {
+            name: "oci-client + flate2 + tar + mkext4",
+            syncs: false,
+            makes_disk: true,
+            way: Way::Crates(own.with_file_name("vmlet-bench-crates")),
         },
         Pipeline {
             name: "skopeo + umoci + mke2fs",
@@ -97,7 +107,13 @@ const TAR: &str = "mke2fs -d -";
 impl Pipeline {
     /// Why it cannot run on this machine, if it cannot.
     pub fn missing(&self) -> Option<String> {
-        let Way::Script(_, needs) = &self.way else { return None };
+        let needs = match &self.way {
+            Way::Own(..) => return None,
+            Way::Crates(program) => {
+                return (!program.exists()).then(|| "it is not built (scripts/bench builds it)".into());
+            }
+            Way::Script(_, needs) => needs,
+        };
         for need in *needs {
             if *need == TAR {
                 if !mke2fs_reads_tar() {
@@ -122,6 +138,11 @@ impl Pipeline {
                 command
                     .arg(if self.makes_disk { "-o" } else { "--output" })
                     .arg(place.output);
+                command
+            }
+            Way::Crates(program) => {
+                let mut command = Command::new(program);
+                command.arg(place.reference).arg(place.output).arg(BYTES);
                 command
             }
             Way::Script(script, _) => {

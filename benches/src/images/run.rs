@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -28,6 +29,9 @@ pub struct Images {
     /// How often everything is run.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Begin no round that would probably end later than so many seconds after the start of the first.
+    #[arg(long)]
+    max_seconds: Option<u64>,
     /// Images to measure.
     #[arg(long, value_delimiter = ',', default_values_t = set::IMAGES.map(String::from))]
     images: Vec<String>,
@@ -56,8 +60,23 @@ pub struct Row {
     /// Runs whose disk e2fsck found clean.
     clean: usize,
     makes_disk: bool,
-    /// It cannot build this image: it is told, and not tried again.
-    gave_up: bool,
+    /// Why it cannot build this image; it is not tried again then.
+    gave_up: Option<String>,
+}
+
+impl Sample {
+    fn words(&self, clean: bool) -> String {
+        let Sample { shipped, synced } = self;
+        format!(
+            "{:.2}, {:.2} s; {:.2} CPU s, {} MiB, {:.0} MB written{}",
+            shipped.wall.as_secs_f64(),
+            synced.wall.as_secs_f64(),
+            synced.cpu.as_secs_f64(),
+            synced.rss >> 20,
+            synced.written as f64 / 1e6,
+            if clean { ", clean" } else { "" }
+        )
+    }
 }
 
 /// Runs everything and prints the tables.
@@ -84,23 +103,37 @@ pub async fn run(args: Images) -> Result<()> {
     }
     let empty = || pipelines.iter().map(Row::new).collect::<Vec<_>>();
     let mut rows: Vec<(String, Vec<Row>)> = args.images.iter().map(|image| (image.clone(), empty())).collect();
+    report.section("each run as it ends (seconds as shipped and synced)");
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
     for round in 0..args.rounds {
+        let begin = start.elapsed();
+        if args
+            .max_seconds
+            .is_some_and(|most| round > 0 && begin + longest > Duration::from_secs(most))
+        {
+            report.line(&format!("There was time for {round} of {} rounds.", args.rounds));
+            break;
+        }
         for (image, rows) in &mut rows {
             for turn in 0..pipelines.len() {
                 // Nobody is always the first after a pause.
                 let at = (turn + round) % pipelines.len();
                 let pipeline = &pipelines[at];
-                if rows[at].gave_up {
+                if rows[at].gave_up.is_some() {
                     continue;
                 }
-                eprintln!("round {} of {}: {image}: {}", round + 1, args.rounds, pipeline.name);
                 let (sample, clean) = match once(pipeline, &reference(&registry, image), &args.work) {
                     Ok(done) => done,
                     Err(error) if ![FLOOR, VMLET].contains(&pipeline.name) => {
                         let last = error.root_cause().to_string();
-                        let last = last.trim_end().lines().last().unwrap_or_default();
-                        report.line(&format!("{image}: {} fails: {}", pipeline.name, last.trim()));
-                        rows[at].gave_up = true;
+                        let last = last.trim_end().lines().last().unwrap_or_default().trim();
+                        println!(
+                            "* round {}: {image}: {}: it fails, and is left out: {last}",
+                            round + 1,
+                            pipeline.name
+                        );
+                        rows[at].gave_up = Some(last.to_owned());
                         continue;
                     }
                     Err(error) => return Err(error.context(format!("{image}: {}", pipeline.name))),
@@ -109,15 +142,26 @@ pub async fn run(args: Images) -> Result<()> {
                     clean || pipeline.name != VMLET,
                     "{image}: e2fsck finds errors in what vmlet made"
                 );
+                println!(
+                    "* round {}: {image}: {}: {}",
+                    round + 1,
+                    pipeline.name,
+                    sample.words(clean)
+                );
                 rows[at].add(sample, clean);
             }
         }
+        longest = longest.max(start.elapsed() - begin);
     }
-    for (_, rows) in &mut rows {
-        rows.retain(|row| !row.gave_up);
-    }
-    for (image, rows) in &rows {
+    for (image, rows) in &mut rows {
         report.section(image);
+        for row in rows.iter() {
+            if let Some(why) = &row.gave_up {
+                report.line(&format!("{} cannot build it: {why}", row.name));
+            }
+        }
+        rows.retain(|row| row.gave_up.is_none());
+        println!();
         table(&mut report, rows);
     }
     if args.images.iter().any(|image| image == "plain") {
@@ -206,7 +250,7 @@ impl Row {
             samples: Vec::new(),
             clean: 0,
             makes_disk: pipeline.makes_disk,
-            gave_up: false,
+            gave_up: None,
         }
     }
 

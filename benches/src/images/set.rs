@@ -12,7 +12,7 @@ use tar::EntryType;
 use super::layer::{Blob, Layer, Made, digest};
 
 /// Names of the images; each is a layout of that name in the set's directory.
-pub const IMAGES: [&str; 5] = ["plain", "plain-zstd", "plain-tar", "derived", "minimal"];
+pub const IMAGES: [&str; 6] = ["plain", "plain-zstd", "plain-tar", "derived", "minimal", "twice"];
 const SMALL_FILES: usize = 10_000;
 
 /// Where the packages are and where the set goes.
@@ -95,6 +95,11 @@ pub fn make(args: &ImageSet) -> Result<()> {
     let mut minimal = Layer::begin(work)?;
     packages(&mut minimal, &args.minimal)?;
     let minimal = minimal.finish(&blobs)?;
+    let mut twice = Layer::begin(work)?;
+    for content in ["first\n", "the last one counts\n"] {
+        twice.file("etc/twice", 0o644, content.as_bytes())?;
+    }
+    let twice = twice.finish(&blobs)?;
 
     let plain = [&base, &app, &cleanup, &special, &files, &changed];
     let form = |name: &str, kind: &str, form: fn(&Made) -> &Blob| image(work, name, kind, form, &plain);
@@ -103,7 +108,9 @@ pub fn make(args: &ImageSet) -> Result<()> {
     form("plain-tar", "tar", |made| &made.tar)?;
     let layers = [&plain[..], &[&derived]].concat();
     image(work, "derived", "tar+gzip", |made| &made.gzip, &layers)?;
-    image(work, "minimal", "tar+gzip", |made| &made.gzip, &[&minimal])
+    image(work, "minimal", "tar+gzip", |made| &made.gzip, &[&minimal])?;
+    // What some tools refuse has an image of its own, so that they can be measured on the others.
+    image(work, "twice", "tar+gzip", |made| &made.gzip, &[&minimal, &twice])
 }
 
 /// All packages of a directory, in the order of their names.
@@ -168,7 +175,7 @@ fn special(work: &Path) -> Result<Layer> {
     )?;
     let header = Layer::header(EntryType::Symlink, 0o777);
     layer.link("srv/special/far", header, &format!("/{}", "far/".repeat(300)))?;
-    let deep = format!("srv/special/{}/{}", "directory/".repeat(20), "n".repeat(200));
+    let deep = format!("srv/special/{}{}", "directory/".repeat(20), "n".repeat(200));
     layer.file(&deep, 0o644, b"deep\n")?;
     let mut header = Layer::header(EntryType::Directory, 0o700);
     header.set_uid(1_000_000);
