@@ -163,6 +163,20 @@ impl Machines {
         Some(self.handles().get(uid)?.seen.borrow().clone())
     }
 
+    /// Waits until run `run` has a VMM or has ended, at most `patience`: who then looks sees more than that it is
+    /// being prepared.
+    pub async fn begun(&self, uid: &str, run: u64, patience: Duration) {
+        let Some(mut seen) = self.handles().get(uid).map(|handle| handle.seen.clone()) else {
+            return;
+        };
+        let begun = seen.wait_for(|seen| {
+            let ended = seen.termination.as_ref().is_some_and(|end| end.run >= run);
+            seen.run >= run && (ended || seen.phase != Phase::Preparing)
+        });
+        // Later is told later, and so is a machine that is gone.
+        let _ = tokio::time::timeout(patience, begun).await;
+    }
+
     /// The uids of all machines that have anything on this host, in order.
     pub fn list(&self) -> Vec<String> {
         let mut uids: Vec<String> = self

@@ -30,6 +30,8 @@ use crate::{events, hostkey};
 pub const FIELD_MANAGER: &str = "vmlet-agent";
 /// The safety net behind the wake-ups.
 const SAFETY_REQUEUE: Duration = Duration::from_secs(300);
+/// How long a visit waits for the VMM that it asked for: mostly that is there by then, and one status tells it all.
+const START: Duration = Duration::from_millis(200);
 /// How often progress reaches the status.
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How soon something that nobody wakes us for is looked at again.
@@ -265,6 +267,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                                 spec: Box::new(spec),
                             },
                         );
+                        if starting {
+                            cx.machines.begun(uid, run, START).await;
+                        }
                     }
                 }
             }
@@ -502,6 +507,10 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
 
 /// Writes the whole status, of this very object only.
 async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStatus, cx: &Context) -> Result<(), Error> {
+    // What this object says already. It may be an old copy: then the newer one is the next visit's.
+    if says(vm, &status)? {
+        return Ok(());
+    }
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
     let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
     let params = PatchParams {
@@ -516,6 +525,15 @@ async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStat
         // Gone, or another object of the same name: then this status is nobody's.
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+/// Whether an object has this status, to the precision of what is stored.
+fn says(vm: &VirtualMachine, status: &VirtualMachineStatus) -> Result<bool, kube::Error> {
+    let value = |status| serde_json::to_value(status).map_err(kube::Error::SerdeError);
+    Ok(match &vm.status {
+        Some(there) => value(there)? == value(status)?,
+        None => false,
+    })
 }
 
 async fn publish(vm: &VirtualMachine, notes: Vec<events::Note>, cx: &Context) {
