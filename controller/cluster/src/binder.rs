@@ -1,12 +1,13 @@
 //! A VM without a node gets one. Which one is pure: the Ready node with the most memory left.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Config as ControllerConfig};
+use kube::runtime::reflector::Store;
 use kube::runtime::watcher::Config as WatchConfig;
 use kube::{Api, Client, ResourceExt, runtime::Controller};
 use serde_json::json;
@@ -65,19 +66,51 @@ pub fn choose(candidates: &[Candidate], memory: u64) -> Result<&Candidate, Strin
         })
 }
 
+/// Bindings made here that the cache of VMs does not show yet, by uid.
+#[derive(Debug, Default)]
+struct Assumed(HashMap<String, (String, u64)>);
+
+impl Assumed {
+    /// Memory of the VMs bound to each node, in bytes. What the cache shows is assumed no longer.
+    fn used<'a>(&mut self, vms: impl Iterator<Item = &'a VirtualMachine>) -> BTreeMap<String, u64> {
+        let mut used: BTreeMap<String, u64> = BTreeMap::new();
+        let mut unseen = HashMap::new();
+        for vm in vms {
+            let assumed = vm.metadata.uid.as_ref().and_then(|uid| self.0.remove_entry(uid));
+            let memory = quantity_value(&vm.spec.memory.size).unwrap_or(0);
+            match (&vm.spec.node_name, assumed) {
+                (Some(_), _) if vm.spec.run_strategy == RunStrategy::Halted => {}
+                (Some(node), _) => *used.entry(node.clone()).or_default() += memory,
+                (None, Some((uid, (node, memory)))) => {
+                    *used.entry(node.clone()).or_default() += memory;
+                    unseen.insert(uid, (node, memory));
+                }
+                (None, None) => {}
+            }
+        }
+        self.0 = unseen;
+        used
+    }
+}
+
 struct Context {
     client: Client,
     lost: LostNodes,
+    vms: Store<VirtualMachine>,
+    assumed: Mutex<Assumed>,
 }
 
 /// Binds VMs until `shutdown`.
 pub(crate) async fn run(client: Client, lost: LostNodes, shutdown: CancellationToken) -> Result<(), WatchEnded> {
+    let controller = Controller::new(Api::<VirtualMachine>::all(client.clone()), WatchConfig::default());
     let cx = Arc::new(Context {
-        client: client.clone(),
+        client,
         lost,
+        vms: controller.store(),
+        assumed: Mutex::default(),
     });
     // One at a time: each choice must see the one before.
-    let controller = Controller::new(Api::<VirtualMachine>::all(client), WatchConfig::default())
+    let controller = controller
         .with_config(ControllerConfig::default().concurrency(1))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(
@@ -114,7 +147,11 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
             ]);
             let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
             match api.patch(&vm.name_any(), &params, &Patch::<()>::Json(patch)).await {
-                Ok(_) => Ok(Action::await_change()),
+                Ok(_) => {
+                    let uid = vm.uid().unwrap_or_default();
+                    lock(&cx.assumed).0.insert(uid, (node.name.clone(), memory));
+                    Ok(Action::await_change())
+                }
                 // Changed or gone meanwhile: the watch brings the new one.
                 Err(kube::Error::Api(status))
                     if status.is_not_found() || status.is_conflict() || status.is_invalid() =>
@@ -148,21 +185,13 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
 }
 
 async fn candidates(cx: &Context) -> Result<Vec<Candidate>, kube::Error> {
-    let vms = Api::<VirtualMachine>::all(cx.client.clone())
-        .list(&ListParams::default())
-        .await?;
-    let mut used: BTreeMap<String, u64> = BTreeMap::new();
-    for vm in vms {
-        if let Some(node) = vm.spec.node_name
-            && vm.spec.run_strategy != RunStrategy::Halted
-        {
-            *used.entry(node).or_default() += quantity_value(&vm.spec.memory.size).unwrap_or(0);
-        }
-    }
+    // Any version will do: the newest is one that kube-apiserver waits for, up to 100 ms.
     let nodes = Api::<VMNode>::all(cx.client.clone())
-        .list(&ListParams::default())
+        .list(&ListParams::default().match_any())
         .await?;
-    let lost = cx.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let vms = cx.vms.state();
+    let used = lock(&cx.assumed).used(vms.iter().map(AsRef::as_ref));
+    let lost = lock(&cx.lost).clone();
     Ok(nodes
         .into_iter()
         .map(|node| {
@@ -182,9 +211,41 @@ async fn candidates(cx: &Context) -> Result<Vec<Candidate>, kube::Error> {
         .collect())
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use vmlet_crds::VirtualMachineSpec;
+
     use super::*;
+
+    fn vm(uid: &str, node: Option<&str>) -> VirtualMachine {
+        let mut vm = VirtualMachine::new(uid, VirtualMachineSpec::default());
+        vm.metadata.uid = Some(uid.to_owned());
+        vm.spec.node_name = node.map(str::to_owned);
+        vm.spec.memory.size = Quantity("1Gi".to_owned());
+        vm
+    }
+
+    #[test]
+    fn a_binding_counts_from_the_moment_it_is_made_and_once() {
+        let mut assumed = Assumed::default();
+        assumed.0.insert("b".to_owned(), ("n".to_owned(), 1 << 30));
+        assumed.0.insert("gone".to_owned(), ("n".to_owned(), 1 << 30));
+        let mut used = |vms: &[VirtualMachine]| assumed.used(vms.iter()).get("n").map(|bytes| bytes >> 30);
+        let mut halted = vm("h", Some("n"));
+        halted.spec.run_strategy = RunStrategy::Halted;
+        let mut vms = [vm("a", Some("n")), vm("b", None), vm("c", None), halted];
+        assert_eq!(used(&vms), Some(2));
+        assert_eq!(used(&vms), Some(2));
+        vms[1].spec.node_name = Some("n".to_owned());
+        assert_eq!(used(&vms), Some(2));
+        vms[1].spec.node_name = None;
+        assert_eq!(used(&vms), Some(1), "what was seen is assumed no longer");
+    }
 
     fn node(name: &str, ready: bool, allocatable: u64, used: u64) -> Candidate {
         Candidate {
