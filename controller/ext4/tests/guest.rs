@@ -354,7 +354,7 @@ fn boot(qemu: &Path, kernel: &(PathBuf, PathBuf), program: &Path, fixtures: &[Fi
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.arg("-kernel").arg(&kernel.0).arg("-initrd").arg(&initial);
-    command.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=4"]);
+    command.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check"]);
     let disks = std::iter::once(&*report).chain(fixtures.iter().map(|fixture| fixture.file.path()));
     for (disk, number) in disks.zip(0..) {
         let drive = format!("if=none,id=d{number},format=raw,cache=unsafe,file={}", disk.display());

@@ -9,9 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 use vmlet_artifacts::types::Source;
+use vmlet_crds::VirtualMachineStatus;
 
 /// The durable part.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,8 +64,8 @@ pub struct Pin {
 pub struct Memory {
     /// The durable part.
     pub record: Record,
-    /// Conditions as last written: they carry the lastTransitionTime.
-    pub conditions: Vec<Condition>,
+    /// Status as last written: its conditions carry the lastTransitionTime.
+    pub status: VirtualMachineStatus,
     /// When the pull of the image (then of the kernel) was first seen under way.
     pub image_wait: Option<SystemTime>,
     /// See `image_wait`.

@@ -166,7 +166,7 @@ fn recall(vm: &VirtualMachine, uid: &str, cx: &Context) -> Memory {
     });
     let mut memory = Memory {
         record,
-        conditions: status.conditions.clone(),
+        status: status.clone(),
         ..Memory::default()
     };
     events::recall(&mut memory, &status);
@@ -319,8 +319,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
     };
     let status = status::build(&sight);
     let notes = events::due(memory, &sight);
-    memory.conditions = status.conditions.clone();
-    write_status(vm, uid, status, cx).await?;
+    write_status(vm, uid, status, memory, cx).await?;
     publish(vm, notes, cx).await;
     Ok(Some(next_visit(
         decision,
@@ -440,8 +439,7 @@ async fn tear_down(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Con
             )
         });
         let status = status::terminating(&sight, &message);
-        memory.conditions = status.conditions.clone();
-        write_status(vm, uid, status, cx).await?;
+        write_status(vm, uid, status, memory, cx).await?;
         return Ok(Some(Action::requeue(POLL)));
     }
     cx.dereferencer.artifacts.unpin(&interest(uid)).await?;
@@ -506,13 +504,21 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
 }
 
 /// Writes the whole status, of this very object only.
-async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStatus, cx: &Context) -> Result<(), Error> {
-    // What this object says already. It may be an old copy: then the newer one is the next visit's.
-    if says(vm, &status)? {
+async fn write_status(
+    vm: &VirtualMachine,
+    uid: &str,
+    status: VirtualMachineStatus,
+    memory: &mut Memory,
+    cx: &Context,
+) -> Result<(), Error> {
+    // The object alone does not tell: it may be a copy from before the last write.
+    let stands = says(vm.status.as_ref(), &status)? && says(Some(&memory.status), &status)?;
+    memory.status = status;
+    if stands {
         return Ok(());
     }
     let api: Api<VirtualMachine> = Api::namespaced(cx.client.clone(), &vm.namespace().unwrap_or_default());
-    let patch = status_patch(uid, &status).map_err(kube::Error::SerdeError)?;
+    let patch = status_patch(uid, &memory.status).map_err(kube::Error::SerdeError)?;
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
@@ -527,10 +533,10 @@ async fn write_status(vm: &VirtualMachine, uid: &str, status: VirtualMachineStat
     }
 }
 
-/// Whether an object has this status, to the precision of what is stored.
-fn says(vm: &VirtualMachine, status: &VirtualMachineStatus) -> Result<bool, kube::Error> {
+/// Whether `there` is this status, to the precision of what is stored.
+fn says(there: Option<&VirtualMachineStatus>, status: &VirtualMachineStatus) -> Result<bool, kube::Error> {
     let value = |status| serde_json::to_value(status).map_err(kube::Error::SerdeError);
-    Ok(match &vm.status {
+    Ok(match there {
         Some(there) => value(there)? == value(status)?,
         None => false,
     })

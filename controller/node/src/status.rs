@@ -325,7 +325,7 @@ pub fn alive(phase: &Phase) -> bool {
 }
 
 fn dated(verdict: Verdict, sight: &Sight<'_>) -> Condition {
-    let before = sight.memory.conditions.iter().find(|c| c.type_ == verdict.type_);
+    let before = sight.memory.status.conditions.iter().find(|c| c.type_ == verdict.type_);
     let last_transition_time = match before {
         Some(before) if before.status == verdict.status => before.last_transition_time.clone(),
         _ => time(sight.now),

@@ -4,7 +4,8 @@ mod bad_input;
 mod orphans;
 mod world;
 
-use world::{VM, World};
+use vmlet_crds::VirtualMachineStatus;
+use world::{IMAGE, VM, World};
 
 #[tokio::test]
 async fn image_and_kernel_are_told_apart_and_no_event_swallows_another() {
@@ -90,4 +91,34 @@ async fn visits_to_an_api_that_is_down_are_spaced_further_and_further_apart() {
     world.api.always(None);
     world.visit("a").await.expect("up again");
     assert!(world.cx.failures.lock().expect("unpoisoned").is_empty());
+}
+
+#[tokio::test]
+async fn an_old_copy_of_a_vm_hides_no_status_and_what_stands_is_not_written_again() {
+    let mut world = World::new().await;
+    world.declare("a");
+    let image = world.api.get(&format!("{IMAGE}/i")).expect("there");
+    world.api.remove(&format!("{IMAGE}/i"));
+    let kernel = |s: &VirtualMachineStatus| {
+        s.conditions
+            .iter()
+            .any(|c| c.type_ == "KernelReady" && c.status == "True")
+    };
+    world.until("a", kernel).await;
+    let copy = world.vm("a");
+    let absent = copy.status.clone();
+    let mut older = image;
+    older["metadata"]["generation"] = serde_json::json!(2);
+    world.api.put(&format!("{IMAGE}/i"), older);
+    world.visit("a").await.expect("visits");
+    assert_ne!(world.vm("a").status, absent, "the image is there, and not resolved");
+    world.api.remove(&format!("{IMAGE}/i"));
+    crate::reconcile::reconcile(std::sync::Arc::new(copy), world.cx.clone())
+        .await
+        .expect("visits");
+    assert_eq!(world.vm("a").status, absent);
+    world.api.requests();
+    world.visit("a").await.expect("visits");
+    let requests = world.api.requests();
+    assert!(!requests.iter().any(|r| r.starts_with("PATCH")), "{requests:?}");
 }

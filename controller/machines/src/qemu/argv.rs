@@ -110,7 +110,7 @@ pub fn arguments(line: &Line<'_>, fds: &Descriptors) -> Vec<String> {
     }
     argv.pair("-kernel", format!("/proc/self/fd/{}", fds.kernel));
     argv.pair("-initrd", format!("/proc/self/fd/{}", fds.initrd));
-    argv.pair("-append", kernel_command_line(line.kernel_args));
+    argv.pair("-append", kernel_command_line(line.accelerator, line.kernel_args));
     // An early panic must end, not loop, so a reset ends the guest until it was ready once. QEMU
     // outlives its guest, so an agent that was away still learns why it ended.
     argv.pair("-action", "reboot=shutdown,shutdown=pause,panic=pause");
@@ -198,9 +198,13 @@ pub fn value_of<'a>(argv: &'a [String], option: &str) -> Option<&'a str> {
     argv.get(at + 1).map(String::as_str)
 }
 
-fn kernel_command_line(extra: &[String]) -> String {
+fn kernel_command_line(accelerator: Accelerator, extra: &[String]) -> String {
     let fixed = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t cryptomgr.notests";
+    // An emulated timer that a busy host keeps waiting is no broken one: checked, the kernel panics over it.
+    // Under KVM it knows by itself not to check.
+    let tcg = (accelerator == Accelerator::Tcg).then_some("no_timer_check");
     std::iter::once(fixed)
+        .chain(tcg)
         .chain(extra.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(" ")
@@ -314,8 +318,20 @@ mod tests {
             },
             &FDS,
         );
-        assert!(values(&argv, "-append")[0].ends_with("cryptomgr.notests a=b c,d"));
+        assert!(values(&argv, "-append")[0].ends_with("cryptomgr.notests no_timer_check a=b c,d"));
         assert!(!argv.contains(&"-bios".to_owned()));
+    }
+
+    #[test]
+    fn only_an_emulated_timer_goes_unchecked() {
+        let argv = arguments(
+            &Line {
+                accelerator: Accelerator::Kvm,
+                ..line(&[])
+            },
+            &FDS,
+        );
+        assert!(!values(&argv, "-append")[0].contains("no_timer_check"));
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn a_machine_that_runs_stays_ready_when_its_image_cannot_be_had_any_more() {
 fn a_transition_time_moves_only_when_the_status_flips() {
     let mut case = Case::new().phase(Phase::Starting);
     let first = case.status();
-    case.memory.conditions = first.conditions.clone();
+    case.memory.status.conditions = first.conditions.clone();
     case.now += Duration::from_secs(60);
     let second = case.status();
     assert_eq!(first.conditions, second.conditions);
