@@ -189,6 +189,8 @@ pub async fn restart(cx: Cx) -> Result<()> {
     cx.guest().await?;
     cx.machine("again", service("guest", COUNTER)).await?;
     let first = cx.ready("again").await?;
+    // Ready is told when the entrypoint is executed, not when it has counted.
+    cx.console(&first, "starts=1").await?;
     let boot = vm::boot_id(&first).context("no boot id")?.to_owned();
     cx.change("again", json!({"restartedAt": "2026-01-01T00:00:00Z"}))
         .await?;
