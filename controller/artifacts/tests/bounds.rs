@@ -9,7 +9,7 @@ mod support;
 use std::io::{Cursor, Read};
 
 use support::disk::{on_disk, on_disk_of};
-use support::raw::{Member, apply, file, hardlink, list, member, open_tar, seal, symlink, tar};
+use support::raw::{Member, apply, dir, file, hardlink, list, member, open_tar, seal, symlink, tar};
 use support::scripted::{Image, open_with, source};
 use support::web::{Reply, Web};
 use support::{Tar, gzip, image, zstd};
@@ -433,4 +433,56 @@ fn forty_links_are_followed_and_not_one_more() {
     chain(40).unwrap();
     let error = chain(41).map(drop).unwrap_err();
     assert!(error.to_string().contains("loop of symbolic links"), "{error}");
+}
+
+/// Applies layers with some of the bounds lowered.
+fn within(change: impl FnOnce(&mut Limits), layers: &[&[Member]]) -> Result<(), LayerError> {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    apply(layers.iter().map(|members| tar(members)).collect(), &limits).map(drop)
+}
+
+#[test]
+fn directories_that_only_paths_imply_are_entries() {
+    let entries = |most: u64, layers: &[&[Member]]| within(|limits| limits.entries = most, layers);
+    let said = |most: u64| format!("the image has more than {most} entries (implied directories count)");
+    // One of the layer, three of its path; a later one finds them there.
+    let (deep, beside) = (file("a/b/c/f", "x"), file("a/b/c/g", "x"));
+    entries(4, &[std::slice::from_ref(&deep)]).unwrap();
+    too_large(
+        entries(3, &[std::slice::from_ref(&deep)]),
+        &format!("\"a/b/c/f\": {}", said(3)),
+    );
+    entries(5, &[&[deep.clone()], &[beside.clone()]]).unwrap();
+    too_large(
+        entries(4, &[&[deep.clone()], &[beside]]),
+        &format!("\"a/b/c/g\": {}", said(4)),
+    );
+    // What was hidden was there: two entries, a marker, and three directories twice.
+    let again = [file(".wh.a", ""), deep.clone()];
+    entries(9, &[&[deep.clone()], &again]).unwrap();
+    too_large(entries(8, &[&[deep.clone()], &again]), &said(8));
+    // A link to nothing, used as a parent: its two names, and two entries.
+    let dangling = [symlink("l", "/x/y"), file("l/f", "x")];
+    entries(4, &[&dangling]).unwrap();
+    too_large(entries(3, &[&dangling]), &format!("\"l/f\": {}", said(3)));
+    // A file that is used as a directory becomes one.
+    let instead = [file("d", "x"), file("d/f", "x")];
+    entries(3, &[&instead]).unwrap();
+    too_large(entries(2, &[&instead]), &said(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_beyond_a_bound_of_its_entries_names_layer_entry_and_rule() {
+    let layer = |members: &[Member]| (tar(members), gzip(&tar(members)));
+    let served = Image::of(&[layer(&[dir("a")]), layer(&[file("a/b/c/f", "x")])]);
+    let web = served.serve(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), |limits| limits.entries = 3).await;
+    let failure = image(&artifacts, &mut woken, "vm", source(&web)).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("TooLarge", true));
+    let rule = "\"a/b/c/f\": the image has more than 3 entries";
+    assert!(failure.message.contains("layer 2 (sha256:"), "{failure:?}");
+    assert!(failure.message.contains(rule), "{failure:?}");
+    artifacts.shutdown().await;
 }

@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use super::budget::Budget;
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
@@ -102,11 +103,8 @@ fn merge<S: Store>(
     store: &mut S,
     limits: &Limits,
 ) -> Result<Tree<S::Data>, Failed> {
-    let mut tree = Tree::default();
-    let mut budget = Budget {
-        entries: limits.entries,
-        bytes: limits.uncompressed_bytes,
-    };
+    let mut tree = Tree::within(Budget::new(limits));
+    let mut bytes_left = limits.uncompressed_bytes;
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
         let step = || {
             let mut input = Hashed::new(
@@ -118,12 +116,12 @@ fn merge<S: Store>(
                     ended: false,
                 },
                 &diff_id,
-                budget.bytes,
+                bytes_left,
             );
-            let layer = read_layer(&mut input, store, limits, &mut budget.entries)?;
+            let layer = read_layer(&mut input, store, limits, tree.budget())?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.
             io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
-            budget.bytes = input.left;
+            bytes_left = input.left;
             input.check(diff_id)?;
             tree.apply(layer)?;
             for lost in tree.take_discarded() {
@@ -136,11 +134,6 @@ fn merge<S: Store>(
     Ok(tree)
 }
 
-struct Budget {
-    entries: u64,
-    bytes: u64,
-}
-
 /// Reads one layer's tar; file data goes to `store`.
 ///
 /// # Errors
@@ -149,16 +142,13 @@ pub fn read_layer<S: Store>(
     input: impl Read,
     store: &mut S,
     limits: &Limits,
-    entries_left: &mut u64,
+    budget: &mut Budget,
 ) -> Result<Layer<S::Data>, LayerError> {
     let mut members = Members::new(input);
     let mut layer = Layer::default();
     while let Some(member) = members.next()? {
         let refused = |error: LayerError| error.of(&member.name);
-        *entries_left = entries_left
-            .checked_sub(1)
-            .ok_or_else(|| LayerError::TooLarge(format!("the image has more than {} entries", limits.entries)))
-            .map_err(refused)?;
+        budget.entry().map_err(refused)?;
         let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
         let path = match classify(path).map_err(refused)? {
             Named::Entry(path) => path,

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use vmlet_ext4::MAX_LINKS;
 
+use super::budget::Budget;
 use super::path::split;
 use super::{LayerError, show};
 
@@ -135,10 +136,18 @@ struct Slot<D> {
 pub struct Tree<D> {
     slots: Vec<Option<Slot<D>>>,
     discarded: Vec<D>,
+    budget: Budget,
 }
 
 impl<D> Default for Tree<D> {
     fn default() -> Self {
+        Tree::within(Budget::default())
+    }
+}
+
+impl<D> Tree<D> {
+    /// An empty root, in which no more is made than `budget` has room for.
+    pub fn within(budget: Budget) -> Tree<D> {
         let root = Slot {
             node: Node::Directory(BTreeMap::new()),
             attributes: IMPLIED,
@@ -148,11 +157,15 @@ impl<D> Default for Tree<D> {
         Tree {
             slots: vec![Some(root)],
             discarded: Vec::new(),
+            budget,
         }
     }
-}
 
-impl<D> Tree<D> {
+    /// What is left for the layers that come.
+    pub fn budget(&mut self) -> &mut Budget {
+        &mut self.budget
+    }
+
     /// Applies one layer on top of what is there.
     ///
     /// # Errors
@@ -423,6 +436,7 @@ impl<D> Tree<D> {
                 show(name)
             )));
         }
+        self.budget.entry()?;
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
             self.unlink(old);

@@ -13,6 +13,7 @@ use super::super::{Inner, disk, failure};
 use super::{KERNEL, MODULES_DISK, MODULES_TAR, is_version};
 use crate::error::{PullError, Reason};
 use crate::layers::apply::read_layer;
+use crate::layers::budget::Budget;
 use crate::layers::decode::decoder;
 use crate::layers::disk::DiskStore;
 use crate::layers::merge::{Layer, RecordKind, Tree};
@@ -236,21 +237,20 @@ pub fn modules_disk(what: &str, identity: &str, dir: &Path, version: &str, limit
     let file = new_file(&dir.join(MODULES_DISK)).map_err(local)?;
     let writer = Writer::create(file, options).map_err(|error| failure::store(what, error.into()))?;
     let mut store = DiskStore::new(writer);
-    let mut entries = limits.entries;
+    let mut tree = Tree::within(Budget::new(limits));
     let tar = File::open(dir.join(MODULES_TAR)).map_err(local)?;
     let layer = read_layer(
         io::BufReader::with_capacity(256 << 10, &tar),
         &mut store,
         limits,
-        &mut entries,
+        tree.budget(),
     );
     let layer = layer.map_err(wrong)?;
     let root = format!("lib/modules/{version}");
     only_below(&layer, &root).map_err(wrong)?;
-    let mut tree = Tree::default();
     tree.apply(layer).map_err(wrong)?;
     let index = index(&tar, &root).map_err(local)?;
-    let index = read_layer(&index[..], &mut store, limits, &mut entries).map_err(wrong)?;
+    let index = read_layer(&index[..], &mut store, limits, tree.budget()).map_err(wrong)?;
     tree.apply(index).map_err(wrong)?;
     for lost in tree.take_discarded() {
         crate::layers::apply::Store::discard(&mut store, lost).map_err(wrong)?;
