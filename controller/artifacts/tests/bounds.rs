@@ -79,6 +79,7 @@ fn the_bounds_are_those_that_the_documents_name() {
     let limits = Limits::default();
     assert_eq!((limits.manifest_bytes, limits.layers), (4 << 20, 512));
     assert_eq!((limits.entries, limits.path_bytes), (2_000_000, 4096));
+    assert_eq!(limits.metadata_bytes, 512 << 20);
     assert_eq!(
         (limits.uncompressed_bytes, limits.zstd_window_bytes),
         (64 << 30, 128 << 20)
@@ -470,6 +471,32 @@ fn directories_that_only_paths_imply_are_entries() {
     let instead = [file("d", "x"), file("d/f", "x")];
     entries(3, &[&instead]).unwrap();
     too_large(entries(2, &[&instead]), &said(2));
+}
+
+#[test]
+fn what_is_kept_in_memory_of_all_entries_is_bounded() {
+    let metadata = |most: u64, layers: &[&[Member]]| within(|limits| limits.metadata_bytes = most, layers);
+    let bounded = |most: u64, layers: &[&[Member]], last: &str| {
+        metadata(most, layers).unwrap();
+        let rule = format!("the image has more than {} bytes of paths, link targets and", most - 1);
+        too_large(metadata(most - 1, layers), &format!("\"{last}\": {rule}"));
+    };
+    // Paths, in all layers, also of markers and of what is hidden; content is none of it.
+    bounded(8, &[&[file("ab", "content")], &[file(".wh.ab", "")]], ".wh.ab");
+    // Targets; those that are impossible are counted before they are judged.
+    bounded(5, &[&[symlink("s", "long")]], "s");
+    bounded(3, &[&[file("a", ""), hardlink("l", "a")]], "l");
+    too_large(
+        metadata(1 << 19, &[&[symlink("s", &"t".repeat(1 << 19))]]),
+        "\"s\": the image has more than",
+    );
+    // Attributes with names and values, and 64 for each.
+    let attributed = file("f", "")
+        .pax("SCHILY.xattr.user.a", b"value")
+        .pax("SCHILY.xattr.user.b", b"");
+    bounded(1 + (6 + 5 + 64) + (6 + 64), &[&[attributed]], "f");
+    // The names of implied directories.
+    bounded(2 + 3 + 1, &[&[symlink("l", "d"), file("l/f", "")]], "l/f");
 }
 
 #[tokio::test(flavor = "multi_thread")]

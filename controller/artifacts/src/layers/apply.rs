@@ -148,7 +148,7 @@ pub fn read_layer<S: Store>(
     let mut layer = Layer::default();
     while let Some(member) = members.next()? {
         let refused = |error: LayerError| error.of(&member.name);
-        budget.entry().map_err(refused)?;
+        budget.entry().and_then(|()| budget.member(&member)).map_err(refused)?;
         let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
         let path = match classify(path).map_err(refused)? {
             Named::Entry(path) => path,

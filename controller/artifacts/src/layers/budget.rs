@@ -1,12 +1,18 @@
 //! What one image may use up, over all its layers.
 
 use super::LayerError;
+use super::member::{Member, MemberKind};
 use crate::types::Limits;
+
+/// What an extended attribute takes beside its name and its value: an empty one is not for nothing.
+const PER_XATTR: usize = 64;
 
 /// What is left of an image's bounds. Nothing is ever given back: what a later layer hides was held, too.
 pub struct Budget {
     most_entries: u64,
     entries: u64,
+    most_metadata: u64,
+    metadata: u64,
 }
 
 impl Budget {
@@ -15,6 +21,8 @@ impl Budget {
         Budget {
             most_entries: limits.entries,
             entries: limits.entries,
+            most_metadata: limits.metadata_bytes,
+            metadata: limits.metadata_bytes,
         }
     }
 
@@ -30,6 +38,36 @@ impl Budget {
             ))
         };
         self.entries = self.entries.checked_sub(1).ok_or_else(too_many)?;
+        Ok(())
+    }
+
+    /// Takes what is kept in memory of a member until the image is finished.
+    ///
+    /// # Errors
+    /// It is too much.
+    pub fn member(&mut self, member: &Member) -> Result<(), LayerError> {
+        let target = match &member.kind {
+            MemberKind::HardLink(target) | MemberKind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let xattrs = member
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + PER_XATTR);
+        self.metadata(member.name.len() + target + xattrs.sum::<usize>())
+    }
+
+    /// Takes bytes of a name.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn metadata(&mut self, bytes: usize) -> Result<(), LayerError> {
+        let most = self.most_metadata;
+        let too_many = || {
+            let what = "paths, link targets and extended attributes";
+            LayerError::TooLarge(format!("the image has more than {most} bytes of {what}"))
+        };
+        self.metadata = self.metadata.checked_sub(bytes as u64).ok_or_else(too_many)?;
         Ok(())
     }
 }

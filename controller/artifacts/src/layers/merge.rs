@@ -437,6 +437,7 @@ impl<D> Tree<D> {
             )));
         }
         self.budget.entry()?;
+        self.budget.metadata(name.len())?;
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
             self.unlink(old);
