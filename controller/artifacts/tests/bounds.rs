@@ -15,8 +15,10 @@ use support::web::{Reply, Web};
 use support::{Tar, gzip, image, zstd};
 use vmlet_artifacts::layers::LayerError;
 use vmlet_artifacts::layers::apply::{Content, Input, Store, flatten};
+use vmlet_artifacts::layers::budget::Budget;
 use vmlet_artifacts::layers::decode::decoder;
 use vmlet_artifacts::layers::member::Segment;
+use vmlet_artifacts::layers::merge::{Layer, Tree};
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::reference::Digest;
@@ -60,7 +62,14 @@ fn read(layer: Vec<u8>) -> Result<u64, LayerError> {
         let reading = std::thread::Builder::new()
             .stack_size(256 << 10)
             .spawn_scoped(scope, || {
-                flatten(vec![input], &mut counts, &Limits::default(), &|| ()).map(drop)
+                flatten(
+                    vec![input],
+                    &mut counts,
+                    &Limits::default(),
+                    &Default::default(),
+                    &|| (),
+                )
+                .map(drop)
             });
         reading.unwrap().join().unwrap().map_err(|(_, error)| error)
     })?;
@@ -497,6 +506,44 @@ fn what_is_kept_in_memory_of_all_entries_is_bounded() {
     bounded(1 + (6 + 5 + 64) + (6 + 64), &[&[attributed]], "f");
     // The names of implied directories.
     bounded(2 + 3 + 1, &[&[symlink("l", "d"), file("l/f", "")]], "l/f");
+}
+
+#[test]
+fn an_entry_is_not_worth_walking_more_than_128_components() {
+    // 4 entries allowed, 512 components. One each for the directory, the link, and the link used as a parent.
+    let through = |components: usize| {
+        let target = "./".repeat(components - 1) + "d";
+        let members = [dir("d"), symlink("l", &target), file("l/f", "")];
+        within(|limits| limits.entries = 4, &[&members])
+    };
+    through(512 - 3).unwrap();
+    too_large(through(512 - 2), "\"l/f\": more than 512 components of paths and links");
+}
+
+#[test]
+fn a_merge_ends_soon_after_nobody_wants_it() {
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cancelled = |error: LayerError| match error {
+        LayerError::Read(error) => error.to_string().contains("nobody wants it"),
+        _ => false,
+    };
+    // Walking: the layer was read before.
+    let mut tree = Tree::<()>::within(Budget::new(&Limits::default(), &cancel));
+    let whiteouts = vec![b"a/b/c/d".to_vec(); 1 << 12];
+    let layer = |whiteouts| Layer {
+        whiteouts,
+        ..Layer::default()
+    };
+    tree.apply(layer(whiteouts.clone())).unwrap();
+    cancel.cancel();
+    assert!(cancelled(tree.apply(layer(whiteouts)).unwrap_err()));
+    // Reading, also where all bytes are there.
+    let input = Input {
+        bytes: Box::new(Cursor::new(tar(&[file("f", "x")]))),
+        diff_id: None,
+    };
+    let merged = flatten(vec![input], &mut Counts::default(), &Limits::default(), &cancel, &|| ());
+    assert!(cancelled(merged.map(drop).unwrap_err().1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,9 @@
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use super::budget::Budget;
+use tokio_util::sync::CancellationToken;
+
+use super::budget::{Budget, wanted};
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
@@ -70,14 +72,15 @@ enum Piece {
 }
 
 /// Reads, checks and merges all layers, the lowest first. `stop` is called when it fails, so that
-/// a thread that waits for bytes stops waiting.
+/// a thread that waits for bytes stops waiting. Whoever fires `cancel` does not wait for long.
 ///
 /// # Errors
-/// The first layer that cannot be used, and why.
+/// The first layer that cannot be used, and why; cancellation.
 pub fn flatten<S: Store>(
     layers: Vec<Input>,
     store: &mut S,
     limits: &Limits,
+    cancel: &CancellationToken,
     stop: &(dyn Fn() + Sync),
 ) -> Result<Tree<S::Data>, Failed> {
     let (diff_ids, sources): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.diff_id, layer.bytes)).unzip();
@@ -86,7 +89,7 @@ pub fn flatten<S: Store>(
     let (used, emptied) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || inflate(sources, window, &send, &emptied));
-        let result = merge(diff_ids, &receive, &used, store, limits);
+        let result = merge(diff_ids, &receive, &used, store, limits, cancel);
         // The other thread ends when nobody listens any more.
         drop(receive);
         if result.is_err() {
@@ -102,8 +105,9 @@ fn merge<S: Store>(
     used: &Sender<Vec<u8>>,
     store: &mut S,
     limits: &Limits,
+    cancel: &CancellationToken,
 ) -> Result<Tree<S::Data>, Failed> {
-    let mut tree = Tree::within(Budget::new(limits));
+    let mut tree = Tree::within(Budget::new(limits, cancel));
     let mut bytes_left = limits.uncompressed_bytes;
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
         let step = || {
@@ -111,6 +115,7 @@ fn merge<S: Store>(
                 Inflated {
                     pieces,
                     used,
+                    cancel,
                     piece: Vec::new(),
                     at: 0,
                     ended: false,
@@ -274,6 +279,7 @@ struct Inflated<'a> {
     pieces: &'a Receiver<Piece>,
     /// Where read pieces go to be filled again.
     used: &'a Sender<Vec<u8>>,
+    cancel: &'a CancellationToken,
     piece: Vec<u8>,
     at: usize,
     ended: bool,
@@ -282,6 +288,7 @@ struct Inflated<'a> {
 impl Read for Inflated<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.at == self.piece.len() && !self.ended {
+            wanted(self.cancel)?;
             match self.pieces.recv() {
                 Ok(Piece::Bytes(piece)) => {
                     // Nobody takes it any more once all is inflated.
