@@ -58,7 +58,7 @@ pub fn tar(bytes: &[u8]) {
         bytes: Box::new(Cursor::new(bytes)),
         diff_id: None,
     };
-    let _ = flatten(vec![layer], &mut Lengths, &limits(), &|| ());
+    let _ = flatten(vec![layer], &mut Lengths, &limits(), &Default::default(), &|| ());
 }
 
 /// Layers made of well-formed members, written as a disk. What is accepted is accepted again, with the same bytes.
@@ -147,7 +147,8 @@ fn disk(layers: &[Vec<u8>]) -> Result<Vec<u8>, String> {
         diff_id: None,
     };
     let inputs = layers.iter().map(input).collect();
-    let tree = flatten(inputs, &mut store, &limits(), &|| ()).map_err(|(at, error)| format!("{at}: {error}"))?;
+    let tree = flatten(inputs, &mut store, &limits(), &Default::default(), &|| ())
+        .map_err(|(at, error)| format!("{at}: {error}"))?;
     store.finish(tree).map_err(|error| error.to_string())?;
     Ok(data(&reading))
 }

@@ -311,6 +311,9 @@ pub struct Limits {
     pub layers: usize,
     /// Entries (files, directories, …) of one image, all layers together.
     pub entries: u64,
+    /// Bytes of paths, link targets and extended attributes (64 more for each of these) of one image, all layers
+    /// together: they are held in memory until the disk is finished.
+    pub metadata_bytes: u64,
     /// Bytes of one path.
     pub path_bytes: usize,
     /// Uncompressed bytes of one image, all layers together.
@@ -327,6 +330,8 @@ impl Default for Limits {
             manifest_bytes: 4 << 20,
             layers: 512,
             entries: 2_000_000,
+            // 268 for each entry: an image of ordinary names meets the bound of entries first.
+            metadata_bytes: 512 << 20,
             path_bytes: 4096,
             uncompressed_bytes: 64 << 30,
             zstd_window_bytes: 128 << 20,

@@ -9,14 +9,16 @@ mod support;
 use std::io::{Cursor, Read};
 
 use support::disk::{on_disk, on_disk_of};
-use support::raw::{Member, apply, file, hardlink, list, member, open_tar, seal, symlink, tar};
+use support::raw::{Member, apply, dir, file, hardlink, list, member, open_tar, seal, symlink, tar};
 use support::scripted::{Image, open_with, source};
 use support::web::{Reply, Web};
 use support::{Tar, gzip, image, zstd};
 use vmlet_artifacts::layers::LayerError;
 use vmlet_artifacts::layers::apply::{Content, Input, Store, flatten};
+use vmlet_artifacts::layers::budget::Budget;
 use vmlet_artifacts::layers::decode::decoder;
 use vmlet_artifacts::layers::member::Segment;
+use vmlet_artifacts::layers::merge::{Layer, Tree};
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::reference::Digest;
@@ -60,7 +62,14 @@ fn read(layer: Vec<u8>) -> Result<u64, LayerError> {
         let reading = std::thread::Builder::new()
             .stack_size(256 << 10)
             .spawn_scoped(scope, || {
-                flatten(vec![input], &mut counts, &Limits::default(), &|| ()).map(drop)
+                flatten(
+                    vec![input],
+                    &mut counts,
+                    &Limits::default(),
+                    &Default::default(),
+                    &|| (),
+                )
+                .map(drop)
             });
         reading.unwrap().join().unwrap().map_err(|(_, error)| error)
     })?;
@@ -79,6 +88,7 @@ fn the_bounds_are_those_that_the_documents_name() {
     let limits = Limits::default();
     assert_eq!((limits.manifest_bytes, limits.layers), (4 << 20, 512));
     assert_eq!((limits.entries, limits.path_bytes), (2_000_000, 4096));
+    assert_eq!(limits.metadata_bytes, 512 << 20);
     assert_eq!(
         (limits.uncompressed_bytes, limits.zstd_window_bytes),
         (64 << 30, 128 << 20)
@@ -433,4 +443,120 @@ fn forty_links_are_followed_and_not_one_more() {
     chain(40).unwrap();
     let error = chain(41).map(drop).unwrap_err();
     assert!(error.to_string().contains("loop of symbolic links"), "{error}");
+}
+
+/// Applies layers with some of the bounds lowered.
+fn within(change: impl FnOnce(&mut Limits), layers: &[&[Member]]) -> Result<(), LayerError> {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    apply(layers.iter().map(|members| tar(members)).collect(), &limits).map(drop)
+}
+
+#[test]
+fn directories_that_only_paths_imply_are_entries() {
+    let entries = |most: u64, layers: &[&[Member]]| within(|limits| limits.entries = most, layers);
+    let said = |most: u64| format!("the image has more than {most} entries (implied directories count)");
+    // One of the layer, three of its path; a later one finds them there.
+    let (deep, beside) = (file("a/b/c/f", "x"), file("a/b/c/g", "x"));
+    entries(4, &[std::slice::from_ref(&deep)]).unwrap();
+    too_large(
+        entries(3, &[std::slice::from_ref(&deep)]),
+        &format!("\"a/b/c/f\": {}", said(3)),
+    );
+    entries(5, &[&[deep.clone()], &[beside.clone()]]).unwrap();
+    too_large(
+        entries(4, &[&[deep.clone()], &[beside]]),
+        &format!("\"a/b/c/g\": {}", said(4)),
+    );
+    // What was hidden was there: two entries, a marker, and three directories twice.
+    let again = [file(".wh.a", ""), deep.clone()];
+    entries(9, &[&[deep.clone()], &again]).unwrap();
+    too_large(entries(8, &[&[deep.clone()], &again]), &said(8));
+    // A link to nothing, used as a parent: its two names, and two entries.
+    let dangling = [symlink("l", "/x/y"), file("l/f", "x")];
+    entries(4, &[&dangling]).unwrap();
+    too_large(entries(3, &[&dangling]), &format!("\"l/f\": {}", said(3)));
+    // A file that is used as a directory becomes one.
+    let instead = [file("d", "x"), file("d/f", "x")];
+    entries(3, &[&instead]).unwrap();
+    too_large(entries(2, &[&instead]), &said(2));
+}
+
+#[test]
+fn what_is_kept_in_memory_of_all_entries_is_bounded() {
+    let metadata = |most: u64, layers: &[&[Member]]| within(|limits| limits.metadata_bytes = most, layers);
+    let bounded = |most: u64, layers: &[&[Member]], last: &str| {
+        metadata(most, layers).unwrap();
+        let rule = format!("the image has more than {} bytes of paths, link targets and", most - 1);
+        too_large(metadata(most - 1, layers), &format!("\"{last}\": {rule}"));
+    };
+    // Paths, in all layers, also of markers and of what is hidden; content is none of it.
+    bounded(8, &[&[file("ab", "content")], &[file(".wh.ab", "")]], ".wh.ab");
+    // Targets; those that are impossible are counted before they are judged.
+    bounded(5, &[&[symlink("s", "long")]], "s");
+    bounded(3, &[&[file("a", ""), hardlink("l", "a")]], "l");
+    too_large(
+        metadata(1 << 19, &[&[symlink("s", &"t".repeat(1 << 19))]]),
+        "\"s\": the image has more than",
+    );
+    // Attributes with names and values, and 64 for each.
+    let attributed = file("f", "")
+        .pax("SCHILY.xattr.user.a", b"value")
+        .pax("SCHILY.xattr.user.b", b"");
+    bounded(1 + (6 + 5 + 64) + (6 + 64), &[&[attributed]], "f");
+    // The names of implied directories.
+    bounded(2 + 3 + 1, &[&[symlink("l", "d"), file("l/f", "")]], "l/f");
+}
+
+#[test]
+fn an_entry_is_not_worth_walking_more_than_128_components() {
+    // 4 entries allowed, 512 components. One each for the directory, the link, and the link used as a parent.
+    let through = |components: usize| {
+        let target = "./".repeat(components - 1) + "d";
+        let members = [dir("d"), symlink("l", &target), file("l/f", "")];
+        within(|limits| limits.entries = 4, &[&members])
+    };
+    through(512 - 3).unwrap();
+    too_large(through(512 - 2), "\"l/f\": more than 512 components of paths and links");
+}
+
+#[test]
+fn a_merge_ends_soon_after_nobody_wants_it() {
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cancelled = |error: LayerError| match error {
+        LayerError::Read(error) => error.to_string().contains("nobody wants it"),
+        _ => false,
+    };
+    // Walking: the layer was read before.
+    let mut tree = Tree::<()>::within(Budget::new(&Limits::default(), &cancel));
+    let whiteouts = vec![b"a/b/c/d".to_vec(); 1 << 12];
+    let layer = |whiteouts| Layer {
+        whiteouts,
+        ..Layer::default()
+    };
+    tree.apply(layer(whiteouts.clone())).unwrap();
+    cancel.cancel();
+    assert!(cancelled(tree.apply(layer(whiteouts)).unwrap_err()));
+    // Reading, also where all bytes are there.
+    let input = Input {
+        bytes: Box::new(Cursor::new(tar(&[file("f", "x")]))),
+        diff_id: None,
+    };
+    let merged = flatten(vec![input], &mut Counts::default(), &Limits::default(), &cancel, &|| ());
+    assert!(cancelled(merged.map(drop).unwrap_err().1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_beyond_a_bound_of_its_entries_names_layer_entry_and_rule() {
+    let layer = |members: &[Member]| (tar(members), gzip(&tar(members)));
+    let served = Image::of(&[layer(&[dir("a")]), layer(&[file("a/b/c/f", "x")])]);
+    let web = served.serve(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), |limits| limits.entries = 3).await;
+    let failure = image(&artifacts, &mut woken, "vm", source(&web)).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("TooLarge", true));
+    let rule = "\"a/b/c/f\": the image has more than 3 entries";
+    assert!(failure.message.contains("layer 2 (sha256:"), "{failure:?}");
+    assert!(failure.message.contains(rule), "{failure:?}");
+    artifacts.shutdown().await;
 }

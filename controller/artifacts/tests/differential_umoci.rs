@@ -173,7 +173,7 @@ fn ours(layers: &[Vec<u8>]) -> Tree {
         diff_id: None,
     };
     let inputs = layers.iter().map(input).collect();
-    let tree = flatten(inputs, &mut store, &Limits::default(), &|| ())
+    let tree = flatten(inputs, &mut store, &Limits::default(), &Default::default(), &|| ())
         .map_err(|(_, error)| error)
         .unwrap();
     store.finish(tree).unwrap();

@@ -286,7 +286,13 @@ fn h46_h47_damage_or_junk_in_one_layer_is_told_with_its_place_and_moves_nothing_
             bytes: Box::new(Cursor::new(bytes.clone())),
             diff_id: Some(Digest::sha256(plain)),
         });
-    let merged = flatten(inputs.collect(), &mut Memory::default(), &Limits::default(), &|| ());
+    let merged = flatten(
+        inputs.collect(),
+        &mut Memory::default(),
+        &Limits::default(),
+        &Default::default(),
+        &|| (),
+    );
     let merged = merged.map_err(|(at, error)| (at, error.to_string())).unwrap();
     assert_eq!(listed(&merged), tree(&[("/a", "\"x\""), ("/c", "\"z\"")]));
 }
@@ -300,7 +306,14 @@ fn h51_h52_h53_each_layer_has_its_own_digest_and_compression() {
             bytes: Box::new(Cursor::new(bytes.clone())),
             diff_id: Some(Digest::sha256(&layers[name])),
         });
-        flatten(inputs.collect(), &mut Memory::default(), &Limits::default(), &|| ()).map(|tree| listed(&tree).len())
+        flatten(
+            inputs.collect(),
+            &mut Memory::default(),
+            &Limits::default(),
+            &Default::default(),
+            &|| (),
+        )
+        .map(|tree| listed(&tree).len())
     };
     assert_eq!(with([0, 1, 2], &packed).ok(), Some(3));
     for (names, at) in [([0, 2, 1], 1), ([0, 1, 1], 2), ([1, 1, 2], 0)] {

@@ -346,7 +346,13 @@ fn h47_what_follows_the_end_is_no_entry_but_belongs_to_the_digest() {
             bytes: Box::new(Cursor::new(bytes)),
             diff_id: Some(digest),
         }];
-        flatten(layers, &mut Memory::default(), &Limits::default(), &|| ())
+        flatten(
+            layers,
+            &mut Memory::default(),
+            &Limits::default(),
+            &Default::default(),
+            &|| (),
+        )
     };
     let tree = with(Digest::sha256(&bytes), bytes.clone()).ok().unwrap();
     assert_eq!(listed(&tree).len(), 1);
@@ -364,9 +370,15 @@ fn h51_another_diff_id_is_refused_with_both() {
         bytes: Box::new(Cursor::new(gzip(&bytes))),
         diff_id: Some(expected.clone()),
     }];
-    let (at, error) = flatten(layers, &mut Memory::default(), &Limits::default(), &|| ())
-        .err()
-        .unwrap();
+    let (at, error) = flatten(
+        layers,
+        &mut Memory::default(),
+        &Limits::default(),
+        &Default::default(),
+        &|| (),
+    )
+    .err()
+    .unwrap();
     let text = error.to_string();
     assert!(
         at == 0 && text.contains(&expected.to_string()) && text.contains(&Digest::sha256(&bytes).to_string()),

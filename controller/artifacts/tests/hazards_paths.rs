@@ -69,6 +69,52 @@ fn h05_a_link_that_climbs_out_is_clamped_at_the_root() {
 }
 
 #[test]
+fn h05_dot_dot_in_a_link_takes_back_what_is_before_it_whatever_that_is() {
+    // A file is no directory by that, and what is missing is not made.
+    for target in [
+        "file/../d",
+        "missing/../d",
+        "d/missing/deep/../..",
+        "/file/../missing/../d",
+        "s/../file/../../d",
+    ] {
+        both(
+            &[
+                dir("d"),
+                file("file", "x"),
+                symlink("s", "d"),
+                symlink("l", target),
+                file("l/f", "y"),
+            ],
+            &[
+                ("/d", "dir"),
+                ("/d/f", "\"y\""),
+                ("/file", "\"x\""),
+                ("/l", &format!("-> {target}")),
+                ("/s", "-> d"),
+            ],
+        );
+    }
+    // What comes last is used as a directory, and becomes one.
+    both(
+        &[file("file", "x"), symlink("l", "other/../file"), file("l/f", "y")],
+        &[("/file", "dir"), ("/file/f", "\"y\""), ("/l", "-> other/../file")],
+    );
+    // The same on the way to a marker's directory, and to the source of a hard link.
+    let lower = [
+        dir("d"),
+        file("d/f", "x"),
+        file("file", "x"),
+        symlink("l", "file/../missing/../d"),
+    ];
+    let kept = [("/d", "dir"), ("/file", "\"x\""), ("/l", "-> file/../missing/../d")];
+    assert_eq!(list(&[&lower, &[file("l/.wh.f", "")]]), tree(&kept));
+    assert_eq!(list(&[&lower, &[file("l/.wh..wh..opq", "")]]), tree(&kept));
+    let linked = list(&[&lower, &[hardlink("g", "l/f")]]);
+    assert_eq!(linked["/g"], "\"x\" x2");
+}
+
+#[test]
 fn h06_a_parent_that_is_a_link_to_a_directory_is_followed() {
     both(
         &[
@@ -292,6 +338,13 @@ fn h23_markers_never_appear() {
         file(".wh..wh.aufs", ""),
     ];
     assert!(list(&[&[file("a", "x")], &upper]).is_empty());
+    // Nor by way of a link: layer.md has no such names. As a link's text they are text.
+    for target in [".wh.x", "d/.wh.x", ".wh..wh..opq", ".wh.x/../.wh.y"] {
+        let members = [symlink("l", target), file("l/f", "x")];
+        malformed(&[&members], "\"l/f\": a symbolic link leads it to \".wh.");
+        malformed(&[&members[..1], &members[1..]], "the name of a whiteout marker");
+        both(&members[..1], &[("/l", &format!("-> {target}"))]);
+    }
 }
 
 #[test]

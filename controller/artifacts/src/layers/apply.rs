@@ -6,6 +6,9 @@
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use tokio_util::sync::CancellationToken;
+
+use super::budget::{Budget, wanted};
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
@@ -69,14 +72,15 @@ enum Piece {
 }
 
 /// Reads, checks and merges all layers, the lowest first. `stop` is called when it fails, so that
-/// a thread that waits for bytes stops waiting.
+/// a thread that waits for bytes stops waiting. Whoever fires `cancel` does not wait for long.
 ///
 /// # Errors
-/// The first layer that cannot be used, and why.
+/// The first layer that cannot be used, and why; cancellation.
 pub fn flatten<S: Store>(
     layers: Vec<Input>,
     store: &mut S,
     limits: &Limits,
+    cancel: &CancellationToken,
     stop: &(dyn Fn() + Sync),
 ) -> Result<Tree<S::Data>, Failed> {
     let (diff_ids, sources): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.diff_id, layer.bytes)).unzip();
@@ -85,7 +89,7 @@ pub fn flatten<S: Store>(
     let (used, emptied) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || inflate(sources, window, &send, &emptied));
-        let result = merge(diff_ids, &receive, &used, store, limits);
+        let result = merge(diff_ids, &receive, &used, store, limits, cancel);
         // The other thread ends when nobody listens any more.
         drop(receive);
         if result.is_err() {
@@ -101,29 +105,28 @@ fn merge<S: Store>(
     used: &Sender<Vec<u8>>,
     store: &mut S,
     limits: &Limits,
+    cancel: &CancellationToken,
 ) -> Result<Tree<S::Data>, Failed> {
-    let mut tree = Tree::default();
-    let mut budget = Budget {
-        entries: limits.entries,
-        bytes: limits.uncompressed_bytes,
-    };
+    let mut tree = Tree::within(Budget::new(limits, cancel));
+    let mut bytes_left = limits.uncompressed_bytes;
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
         let step = || {
             let mut input = Hashed::new(
                 Inflated {
                     pieces,
                     used,
+                    cancel,
                     piece: Vec::new(),
                     at: 0,
                     ended: false,
                 },
                 &diff_id,
-                budget.bytes,
+                bytes_left,
             );
-            let layer = read_layer(&mut input, store, limits, &mut budget.entries)?;
+            let layer = read_layer(&mut input, store, limits, tree.budget())?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.
             io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
-            budget.bytes = input.left;
+            bytes_left = input.left;
             input.check(diff_id)?;
             tree.apply(layer)?;
             for lost in tree.take_discarded() {
@@ -136,11 +139,6 @@ fn merge<S: Store>(
     Ok(tree)
 }
 
-struct Budget {
-    entries: u64,
-    bytes: u64,
-}
-
 /// Reads one layer's tar; file data goes to `store`.
 ///
 /// # Errors
@@ -149,16 +147,13 @@ pub fn read_layer<S: Store>(
     input: impl Read,
     store: &mut S,
     limits: &Limits,
-    entries_left: &mut u64,
+    budget: &mut Budget,
 ) -> Result<Layer<S::Data>, LayerError> {
     let mut members = Members::new(input);
     let mut layer = Layer::default();
     while let Some(member) = members.next()? {
         let refused = |error: LayerError| error.of(&member.name);
-        *entries_left = entries_left
-            .checked_sub(1)
-            .ok_or_else(|| LayerError::TooLarge(format!("the image has more than {} entries", limits.entries)))
-            .map_err(refused)?;
+        budget.entry().and_then(|()| budget.member(&member)).map_err(refused)?;
         let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
         let path = match classify(path).map_err(refused)? {
             Named::Entry(path) => path,
@@ -284,6 +279,7 @@ struct Inflated<'a> {
     pieces: &'a Receiver<Piece>,
     /// Where read pieces go to be filled again.
     used: &'a Sender<Vec<u8>>,
+    cancel: &'a CancellationToken,
     piece: Vec<u8>,
     at: usize,
     ended: bool,
@@ -292,6 +288,7 @@ struct Inflated<'a> {
 impl Read for Inflated<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.at == self.piece.len() && !self.ended {
+            wanted(self.cancel)?;
             match self.pieces.recv() {
                 Ok(Piece::Bytes(piece)) => {
                     // Nobody takes it any more once all is inflated.

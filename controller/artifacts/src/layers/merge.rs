@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use vmlet_ext4::MAX_LINKS;
 
+use super::budget::Budget;
 use super::path::split;
 use super::{LayerError, show};
 
@@ -131,14 +132,30 @@ struct Slot<D> {
     links: u32,
 }
 
+/// Where a path leads.
+struct Walked<'p> {
+    /// The nodes on the way there from below the root, with their names; all but the last are directories.
+    known: Vec<(NodeId, Cow<'p, [u8]>)>,
+    /// What would be below the last of them, and is not there.
+    missing: Vec<Cow<'p, [u8]>>,
+}
+
 /// The merged file system.
 pub struct Tree<D> {
     slots: Vec<Option<Slot<D>>>,
     discarded: Vec<D>,
+    budget: Budget,
 }
 
 impl<D> Default for Tree<D> {
     fn default() -> Self {
+        Tree::within(Budget::default())
+    }
+}
+
+impl<D> Tree<D> {
+    /// An empty root, in which no more is made than `budget` has room for.
+    pub fn within(budget: Budget) -> Tree<D> {
         let root = Slot {
             node: Node::Directory(BTreeMap::new()),
             attributes: IMPLIED,
@@ -148,11 +165,15 @@ impl<D> Default for Tree<D> {
         Tree {
             slots: vec![Some(root)],
             discarded: Vec::new(),
+            budget,
         }
     }
-}
 
-impl<D> Tree<D> {
+    /// What is left for the layers that come.
+    pub fn budget(&mut self) -> &mut Budget {
+        &mut self.budget
+    }
+
     /// Applies one layer on top of what is there.
     ///
     /// # Errors
@@ -190,7 +211,9 @@ impl<D> Tree<D> {
 
     /// The node at `path`, links followed on the way and at the end; `None` if there is none.
     pub fn lookup(&mut self, path: &[u8]) -> Result<Option<NodeId>, LayerError> {
-        self.walk(path, false)
+        let Walked { known, missing } = self.follow(path)?;
+        let last = known.last().map_or(ROOT, |(id, _)| *id);
+        Ok(missing.is_empty().then_some(last))
     }
 
     /// One node: what it is, its attributes and its number of names.
@@ -349,71 +372,69 @@ impl<D> Tree<D> {
     /// missing is made, also where a dangling link leads; a non-directory in the way is replaced,
     /// because the layer says by using it as one that it is a directory now.
     fn resolve(&mut self, path: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
-        let found = self.walk(path, create)?;
-        Ok(match found {
-            Some(id) if matches!(self.slot(id)?.node, Node::Directory(_)) => Some(id),
-            _ => None,
-        })
+        let Walked { known, missing } = self.follow(path)?;
+        let mut here = known.last().map_or(ROOT, |(id, _)| *id);
+        let directory = matches!(self.slot(here)?.node, Node::Directory(_));
+        if missing.is_empty() && directory {
+            return Ok(Some(here));
+        }
+        if !create {
+            return Ok(None);
+        }
+        if let Some((_, name)) = known.last().filter(|_| !directory) {
+            let parent = known.iter().rev().nth(1).map_or(ROOT, |(id, _)| *id);
+            here = self.make_implied(parent, name)?;
+        }
+        for name in &missing {
+            here = self.make_implied(here, name)?;
+        }
+        Ok(Some(here))
     }
 
-    fn walk(&mut self, path: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
-        let mut above: Vec<NodeId> = Vec::new();
-        let mut here = ROOT;
+    /// Where `path` leads: nothing is made on the way. A `..` in a link's target takes the last component back, whatever
+    /// that is, so that `file/../d` and `missing/../d` are `d`.
+    fn follow<'p>(&mut self, path: &'p [u8]) -> Result<Walked<'p>, LayerError> {
+        let (mut known, mut missing): (Vec<(NodeId, Cow<'p, [u8]>)>, Vec<Cow<'p, [u8]>>) = (Vec::new(), Vec::new());
         let mut links = 0;
-        let mut todo: Vec<Cow<'_, [u8]>> = path.split(|&b| b == b'/').rev().map(Cow::Borrowed).collect();
+        let mut todo: Vec<Cow<'p, [u8]>> = path.split(|&b| b == b'/').rev().map(Cow::Borrowed).collect();
         while let Some(component) = todo.pop() {
+            self.budget.step()?;
             match &*component {
                 b"" | b"." => continue,
                 b".." => {
-                    here = above.pop().unwrap_or(ROOT);
+                    if missing.pop().is_none() {
+                        known.pop();
+                    }
                     continue;
                 }
                 _ => {}
             }
+            let here = known.last().map_or(ROOT, |(id, _)| *id);
             let next = match &self.slot(here)?.node {
-                Node::Directory(children) => children.get(&*component).copied(),
-                Node::Inode(_) => return Ok(None),
+                Node::Directory(children) if missing.is_empty() => children.get(&*component).copied(),
+                _ => None,
             };
             let Some(next) = next else {
-                if !create {
-                    return Ok(None);
-                }
-                let made = self.make_implied(here, &component)?;
-                above.push(here);
-                here = made;
+                missing.push(component);
                 continue;
             };
-            match &self.slot(next)?.node {
-                Node::Directory(_) => {
-                    above.push(here);
-                    here = next;
-                }
-                Node::Inode(Inode::Symlink(target)) => {
-                    links += 1;
-                    if links > MOST_LINKS {
-                        return Err(LayerError::malformed(format!(
-                            "{} leads through a loop of symbolic links",
-                            show(path)
-                        )));
-                    }
-                    if target.starts_with(b"/") {
-                        above.clear();
-                        here = ROOT;
-                    }
-                    todo.extend(target.split(|&b| b == b'/').rev().map(|part| Cow::Owned(part.to_vec())));
-                }
-                Node::Inode(_) if create => {
-                    let made = self.make_implied(here, &component)?;
-                    above.push(here);
-                    here = made;
-                }
-                Node::Inode(_) => {
-                    above.push(here);
-                    here = next;
-                }
+            let Node::Inode(Inode::Symlink(target)) = &self.slot(next)?.node else {
+                known.push((next, component));
+                continue;
+            };
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(LayerError::malformed(format!(
+                    "{} leads through a loop of symbolic links",
+                    show(path)
+                )));
             }
+            if target.starts_with(b"/") {
+                known.clear();
+            }
+            todo.extend(target.split(|&b| b == b'/').rev().map(|part| Cow::Owned(part.to_vec())));
         }
-        Ok(Some(here))
+        Ok(Walked { known, missing })
     }
 
     fn make_implied(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, LayerError> {
@@ -423,6 +444,16 @@ impl<D> Tree<D> {
                 show(name)
             )));
         }
+        // Such a name is a marker's: "it is not possible to create an image root filesystem which contains a file or directory
+        // name beginning with .wh." (layer.md). A link's target can lead here.
+        if name.starts_with(b".wh.") {
+            return Err(LayerError::malformed(format!(
+                "a symbolic link leads it to {}, the name of a whiteout marker",
+                show(name)
+            )));
+        }
+        self.budget.entry()?;
+        self.budget.metadata(name.len())?;
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
             self.unlink(old);

@@ -9,6 +9,7 @@
 //! mounted, staged or extracted, and no name from an image ever becomes a path of the host.
 
 pub mod apply;
+pub mod budget;
 pub mod decode;
 pub mod disk;
 pub mod header;

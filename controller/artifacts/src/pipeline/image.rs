@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 use vmlet_ext4::{Size, Writer};
 
 use super::archive::{Archive, Flavour};
@@ -146,6 +147,15 @@ impl Inner {
         }
     }
 
+    fn disk(&self, cx: &WorkContext, size: Size) -> Disk {
+        Disk {
+            path: cx.dir.join(DISK),
+            size,
+            limits: self.limits.clone(),
+            cancel: cx.cancel.clone(),
+        }
+    }
+
     /// The image that a manifest describes.
     async fn image_of(
         &self,
@@ -173,12 +183,12 @@ impl Inner {
         };
         let Configured { diff_ids, run } = configured(name, &configuration, platform, found.manifest.layers.len())?;
         let wanted = wanted(name, &found.manifest)?;
-        let (dir, limits, digest) = (cx.dir.clone(), self.limits.clone(), found.digest.clone());
+        let (disk, digest) = (self.disk(cx, size), found.digest.clone());
         let named = digests(&wanted);
         let make = move |blobs: &[Bytes]| {
             let layers = inputs(blobs, diff_ids.into_iter().map(Some));
             let stop = || stop_all(blobs);
-            build(&dir.join(DISK), &digest, &named, layers, &limits, size, &stop)
+            disk.build(&digest, &named, layers, &stop)
         };
         let content_hash = self.with_blobs(cx, &found.origin, wanted, make).await?;
         Ok((found.digest, built(content_hash, run)))
@@ -196,7 +206,7 @@ impl Inner {
         let Some(digest) = file.digest.clone() else {
             return Err(PullError::new(Reason::Internal, format!("{name}: it has no digest")));
         };
-        let (dir, limits, identity) = (cx.dir.clone(), self.limits.clone(), digest.clone());
+        let (disk, dir, limits, identity) = (self.disk(cx, size), cx.dir.clone(), self.limits.clone(), digest.clone());
         let (what, unpacked) = (name.clone(), cx.clone());
         let step = self.with_file(cx, file, move |bytes| {
             let looked = look(&what, bytes, &limits)?;
@@ -205,14 +215,14 @@ impl Inner {
                     let why = "it is a kernel; name it in a Kernel, and in the image a root file system";
                     Err(PullError::new(Reason::UnsupportedFormat, format!("{what}: {why}")))
                 }
-                Content::Ext4 => take_ext4(&what, looked, &dir.join(DISK)).map(Step::Disk),
+                Content::Ext4 => take_ext4(&what, looked, &disk.path).map(Step::Disk),
                 Content::Tar => {
                     let layers = vec![Input {
                         bytes: looked.bytes,
                         diff_id: None,
                     }];
                     let stop = || stop_all(std::slice::from_ref(bytes));
-                    build(&dir.join(DISK), &identity, &[], layers, &limits, size, &stop).map(Step::Disk)
+                    disk.build(&identity, &[], layers, &stop).map(Step::Disk)
                 }
                 Content::Archive => {
                     let archive = spool(&what, bytes, looked, &dir, &limits)?;
@@ -222,7 +232,7 @@ impl Inner {
                     // Its names only looked like those of an archive.
                     let all = Bytes::Here(Here::new(&unpacked, &what, archive.bytes().clone(), None));
                     let layers = inputs(std::slice::from_ref(&all), [None]);
-                    build(&dir.join(DISK), &identity, &[], layers, &limits, size, &|| ()).map(Step::Disk)
+                    disk.build(&identity, &[], layers, &|| ()).map(Step::Disk)
                 }
             }
         });
@@ -244,11 +254,11 @@ impl Inner {
                 let image = archive.docker_image(&name, &self.limits)?;
                 let Configured { diff_ids, run } = configured(&name, &image.config, platform, image.layers.len())?;
                 let layers: Vec<Bytes> = docker_layers(cx, &name, image.layers);
-                let (dir, limits, identity) = (cx.dir.clone(), self.limits.clone(), Digest::sha256(&image.config));
+                let (disk, identity) = (self.disk(cx, size), Digest::sha256(&image.config));
                 let make = move || {
                     // A docker archive names its layers by what they are uncompressed.
                     let layers = inputs(&layers, diff_ids.iter().cloned().map(Some));
-                    build(&dir.join(DISK), &identity, &diff_ids, layers, &limits, size, &|| ())
+                    disk.build(&identity, &diff_ids, layers, &|| ())
                 };
                 let content_hash = on_thread(cx, make).await?;
                 Ok((digest, built(content_hash, run)))
@@ -372,23 +382,31 @@ fn take_ext4(name: &str, mut looked: Looked, path: &Path) -> Result<String, Pull
     Ok(disk::content_hash(&checksums, length))
 }
 
-fn build(
-    path: &Path,
-    identity: &Digest,
-    named: &[Digest],
-    layers: Vec<Input>,
-    limits: &Limits,
+/// A disk that is to be made.
+struct Disk {
+    path: PathBuf,
     size: Size,
-    stop: &(dyn Fn() + Sync),
-) -> Result<String, PullError> {
-    let what = format!("the disk of {identity}");
-    let io = |error: io::Error| PullError::io(&what, &error);
-    let file = new_file(path).map_err(io)?;
-    let options = disk::options(&what, size);
-    let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;
-    let mut store = DiskStore::new(writer);
-    let tree = flatten(layers, &mut store, limits, stop)
-        .map_err(|(at, error)| failure::one_layer(&identity.to_string(), at, named, error))?;
-    let summary = store.finish(tree).map_err(|error| failure::store(&what, error))?;
-    Ok(disk::content_hash(&summary.checksums, summary.size))
+    limits: Limits,
+    cancel: CancellationToken,
+}
+
+impl Disk {
+    fn build(
+        &self,
+        identity: &Digest,
+        named: &[Digest],
+        layers: Vec<Input>,
+        stop: &(dyn Fn() + Sync),
+    ) -> Result<String, PullError> {
+        let what = format!("the disk of {identity}");
+        let io = |error: io::Error| PullError::io(&what, &error);
+        let file = new_file(&self.path).map_err(io)?;
+        let options = disk::options(&what, self.size);
+        let writer = Writer::create(file, options).map_err(|e| failure::store(&what, e.into()))?;
+        let mut store = DiskStore::new(writer);
+        let tree = flatten(layers, &mut store, &self.limits, &self.cancel, stop)
+            .map_err(|(at, error)| failure::one_layer(&identity.to_string(), at, named, error))?;
+        let summary = store.finish(tree).map_err(|error| failure::store(&what, error))?;
+        Ok(disk::content_hash(&summary.checksums, summary.size))
+    }
 }

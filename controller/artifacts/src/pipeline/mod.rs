@@ -24,7 +24,7 @@ use crate::registry::http::Http;
 use crate::types::{Config, Limits};
 
 /// Changes whenever equal layers would give other bytes than before.
-const LAYOUT: &str = "ext4-1;merge-1;free-25%-256MiB";
+const LAYOUT: &str = "ext4-1;merge-2;free-25%-256MiB";
 /// The same for kernels.
 const KERNEL_LAYOUT: &str = "ext4-1;kernel-2";
 

@@ -223,7 +223,7 @@ pub fn apply(layers: Vec<Vec<u8>>, limits: &Limits) -> Result<Tree<Kept>, LayerE
         bytes: Box::new(Cursor::new(bytes)),
     };
     let layers = layers.into_iter().map(input).collect();
-    flatten(layers, &mut Memory::default(), limits, &|| ()).map_err(|(_, error)| error)
+    flatten(layers, &mut Memory::default(), limits, &Default::default(), &|| ()).map_err(|(_, error)| error)
 }
 
 pub fn merge(layers: &[&[Member]]) -> Result<Tree<Kept>, LayerError> {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek as _, Write};
 use std::path::Path;
 
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 use vmlet_ext4::{FreeSpace, Size, Writer};
 
 use super::super::fetch::Bytes;
@@ -13,6 +14,7 @@ use super::super::{Inner, disk, failure};
 use super::{KERNEL, MODULES_DISK, MODULES_TAR, is_version};
 use crate::error::{PullError, Reason};
 use crate::layers::apply::read_layer;
+use crate::layers::budget::Budget;
 use crate::layers::decode::decoder;
 use crate::layers::disk::DiskStore;
 use crate::layers::merge::{Layer, RecordKind, Tree};
@@ -65,13 +67,14 @@ impl Inner {
         }
         let has_modules = parts.1.is_some();
         let (dir, limits, given) = (cx.dir.clone(), self.limits.clone(), configuration.clone());
+        let cancel = cx.cancel.clone();
         let identity = found.digest.to_string();
         self.with_blobs(cx, &found.origin, wanted, move |blobs| {
             if let Some(kernel) = blobs.first() {
                 unpack_kernel(&name, &dir.join(KERNEL), kernel, &given, &limits)?;
             }
             if let Some(modules) = blobs.get(1) {
-                unpack_modules(&name, &identity, &dir, modules, &given.version, &limits)?;
+                unpack_modules(&name, &identity, &dir, modules, &given.version, &limits, &cancel)?;
             }
             Ok(())
         })
@@ -202,6 +205,7 @@ fn unpack_modules(
     blob: &Bytes,
     version: &str,
     limits: &Limits,
+    cancel: &CancellationToken,
 ) -> Result<(), PullError> {
     let what = format!("{name}: its modules");
     let local = |error: io::Error| PullError::io(&what, &error);
@@ -220,12 +224,19 @@ fn unpack_modules(
     copied.map_err(|error| failure::layer(&what, LayerError::Read(error)))?;
     let tar = input.copy.into_inner().map_err(|error| local(error.into_error()))?;
     tar.sync_all().map_err(local)?;
-    modules_disk(&what, identity, dir, version, limits)
+    modules_disk(&what, identity, dir, version, limits, cancel)
 }
 
 /// The tar of `lib/modules/<version>` in `dir` becomes a disk with what is below it, and with the index that
 /// `modprobe` needs.
-pub fn modules_disk(what: &str, identity: &str, dir: &Path, version: &str, limits: &Limits) -> Result<(), PullError> {
+pub fn modules_disk(
+    what: &str,
+    identity: &str,
+    dir: &Path,
+    version: &str,
+    limits: &Limits,
+    cancel: &CancellationToken,
+) -> Result<(), PullError> {
     let local = |error: io::Error| PullError::io(what, &error);
     let wrong = |error: LayerError| failure::layer(what, error);
     // Nothing is ever written to it.
@@ -236,21 +247,20 @@ pub fn modules_disk(what: &str, identity: &str, dir: &Path, version: &str, limit
     let file = new_file(&dir.join(MODULES_DISK)).map_err(local)?;
     let writer = Writer::create(file, options).map_err(|error| failure::store(what, error.into()))?;
     let mut store = DiskStore::new(writer);
-    let mut entries = limits.entries;
+    let mut tree = Tree::within(Budget::new(limits, cancel));
     let tar = File::open(dir.join(MODULES_TAR)).map_err(local)?;
     let layer = read_layer(
         io::BufReader::with_capacity(256 << 10, &tar),
         &mut store,
         limits,
-        &mut entries,
+        tree.budget(),
     );
     let layer = layer.map_err(wrong)?;
     let root = format!("lib/modules/{version}");
     only_below(&layer, &root).map_err(wrong)?;
-    let mut tree = Tree::default();
     tree.apply(layer).map_err(wrong)?;
     let index = index(&tar, &root).map_err(local)?;
-    let index = read_layer(&index[..], &mut store, limits, &mut entries).map_err(wrong)?;
+    let index = read_layer(&index[..], &mut store, limits, tree.budget()).map_err(wrong)?;
     tree.apply(index).map_err(wrong)?;
     for lost in tree.take_discarded() {
         crate::layers::apply::Store::discard(&mut store, lost).map_err(wrong)?;

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::content::{copy, unnamed};
 use super::super::failure;
 use super::artefact::modules_disk;
@@ -42,6 +44,8 @@ pub struct Extract {
     pub dir: PathBuf,
     /// Bounds.
     pub limits: Limits,
+    /// The job's.
+    pub cancel: CancellationToken,
 }
 
 impl Extract {
@@ -53,7 +57,7 @@ impl Extract {
         let name = &self.name;
         let local = |error: io::Error| PullError::io(name, &error);
         let mut spool = Spool::new(unnamed(&self.dir.join(SPOOL)).map_err(local)?);
-        let mut tree = flatten(layers, &mut spool, &self.limits, stop)
+        let mut tree = flatten(layers, &mut spool, &self.limits, &self.cancel, stop)
             .map_err(|(at, error)| failure::one_layer(name, at, named, error))?;
         let mut search = Search {
             name,
@@ -141,7 +145,7 @@ impl Extract {
                 .map_err(|error| local(error.into_error()))?
                 .sync_all()
                 .map_err(local)?;
-            modules_disk(&what, &self.identity, &self.dir, version, &self.limits)?;
+            modules_disk(&what, &self.identity, &self.dir, version, &self.limits, &self.cancel)?;
         }
         std::fs::remove_file(&place).map_err(local)?;
         Ok(!empty)

@@ -188,6 +188,7 @@ impl Inner {
             paths: paths.clone(),
             dir: cx.dir.clone(),
             limits: self.limits.clone(),
+            cancel: cx.cancel.clone(),
         }
     }
 }
