@@ -9,8 +9,8 @@ use std::io::Cursor;
 
 use support::disk::on_disk;
 use support::raw::{
-    Member, Memory, apply, attributes, content, dir, file, hardlink, list, listed, member, merge, open_tar, refused,
-    seal, symlink, tar, tree, xattrs,
+    Member, Memory, apply, attributes, content as content_of, dir, file, hardlink, list, listed, member, merge,
+    open_tar, refused, seal, symlink, tar, tree, xattrs,
 };
 use support::{gzip, zstd};
 use vmlet_artifacts::layers::LayerError;
@@ -56,7 +56,7 @@ fn h33_pax_overrides_size_owner_and_path() {
     over = over.pax("uid", b"4294967295").pax("gid", b"70000");
     // The header's size is what a reader without PAX would skip: none.
     let mut tree = merge(&[&[over, file("after", "x")]]).unwrap();
-    assert_eq!(content(&mut tree, "right").bytes, b"content");
+    assert_eq!(content_of(&mut tree, "right").bytes, b"content");
     assert_eq!(attributes(&mut tree, "right"), (0o644, u32::MAX, 70_000, (0, 0)));
     assert!(tree.lookup(b"wrong").unwrap().is_none() && tree.lookup(b"after").unwrap().is_some());
     // linkpath, too.
@@ -118,12 +118,122 @@ fn h35_sparse_files_of_every_format_have_their_size_name_and_holes() {
         ("old GNU", old),
     ] {
         let mut tree = apply(vec![bytes], &Limits::default()).unwrap();
-        let kept = content(&mut tree, "s");
+        let kept = content_of(&mut tree, "s");
         assert_eq!((kept.bytes.len(), kept.holes), (hole + 3, hole as u64), "{what}");
         assert!(kept.bytes.ends_with(b"\0end"), "{what}");
         if what != "old GNU" {
             assert!(tree.lookup(b"after").unwrap().is_some(), "{what}");
         }
+    }
+}
+
+/// What has no hole in it is 1, 2, 3 ... letters; a hole stands between them, and at the end.
+fn regions(first: usize) -> (Vec<(usize, usize)>, Vec<u8>, Vec<u8>) {
+    let size = 31 * 10_000;
+    let mut map: Vec<(usize, usize)> = (0..30).map(|n| (first + n * 10_000, n + 1)).collect();
+    let (mut stored, mut whole) = (Vec::new(), vec![0; size]);
+    for &(at, length) in &map {
+        let letters = vec![b'a' + (length % 26) as u8; length];
+        whole[at..at + length].copy_from_slice(&letters);
+        stored.extend(letters);
+    }
+    // As GNU tar ends a map when a hole is last.
+    map.push((size, 0));
+    (map, stored, whole)
+}
+
+/// One sparse file `/s` in old GNU's form: 4 regions in the header, 21 in each block behind it.
+fn old_gnu(map: &[(usize, usize)], stored: &[u8], size: usize) -> Vec<u8> {
+    let fill = |table: &mut [u8], pairs: &[(usize, usize)]| {
+        for (at, (offset, length)) in pairs.iter().enumerate() {
+            let pair = format!("{offset:011o}\0{length:011o}\0");
+            table[at * 24..at * 24 + 24].copy_from_slice(pair.as_bytes());
+        }
+    };
+    let member = Member {
+        content: stored.to_vec(),
+        ..member(b'S', "s")
+    };
+    let mut bytes = open_tar(&[member]);
+    let data = bytes.split_off(512);
+    let header: &mut [u8; 512] = bytes.first_chunk_mut().unwrap();
+    header[257..265].copy_from_slice(b"ustar  \0");
+    let (inside, outside) = map.split_at(map.len().min(4));
+    fill(&mut header[386..482], inside);
+    header[482] = u8::from(!outside.is_empty());
+    header[483..495].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    seal(header);
+    let mut left = outside.chunks(21).peekable();
+    while let Some(pairs) = left.next() {
+        let mut block = [0; 512];
+        fill(&mut block, pairs);
+        block[504] = u8::from(left.peek().is_some());
+        bytes.extend_from_slice(&block);
+    }
+    [bytes, data, tar(&[file("after", "x")])].concat()
+}
+
+#[test]
+fn h35_sparse_files_of_many_regions_with_a_hole_at_the_end_are_exact_in_every_format() {
+    for first in [0, 7] {
+        let (map, stored, whole) = regions(first);
+        let size = whole.len().to_string();
+        let content = |before: &[u8]| Member {
+            content: [before, &stored].concat(),
+            ..file("GNUSparseFile.1/s", "")
+        };
+        let sized = |member: Member| member.pax("GNU.sparse.size", size.as_bytes());
+        let join = |between: &str, end: &str| {
+            let numbers = map
+                .iter()
+                .map(|(offset, length)| format!("{offset}{between}{length}{end}"));
+            numbers.collect::<String>()
+        };
+        let mut lines = format!("{}\n{}", map.len(), join("\n", "\n")).into_bytes();
+        lines.resize(lines.len().next_multiple_of(512), 0);
+        let one_zero = content(&lines)
+            .pax("GNU.sparse.major", b"1")
+            .pax("GNU.sparse.minor", b"0")
+            .pax("GNU.sparse.name", b"s")
+            .pax("GNU.sparse.realsize", size.as_bytes());
+        let list = join(",", ",");
+        let zero_one = sized(content(b""))
+            .pax("GNU.sparse.name", b"s")
+            .pax("GNU.sparse.map", list.trim_end_matches(',').as_bytes());
+        let pair = |member: Member, (offset, length): &(usize, usize)| {
+            let member = member.pax("GNU.sparse.offset", offset.to_string().as_bytes());
+            member.pax("GNU.sparse.numbytes", length.to_string().as_bytes())
+        };
+        let zero_zero = map.iter().fold(sized(content(b"")).pax("path", b"s"), pair);
+        for (what, bytes) in [
+            ("1.0", tar(&[one_zero, file("after", "x")])),
+            ("0.1", tar(&[zero_one, file("after", "x")])),
+            ("0.0", tar(&[zero_zero, file("after", "x")])),
+            ("old GNU", old_gnu(&map, &stored, whole.len())),
+        ] {
+            let mut tree = apply(vec![bytes.clone()], &Limits::default()).unwrap();
+            let kept = content_of(&mut tree, "s");
+            assert!(kept.bytes == whole, "{what}");
+            assert_eq!(kept.holes, (whole.len() - stored.len()) as u64, "{what}");
+            assert_eq!(content_of(&mut tree, "after").bytes, b"x", "{what}");
+            let disk = on_disk(vec![bytes]).unwrap();
+            assert!(
+                support::debugfs(disk.path(), "cat /s").as_bytes() == whole,
+                "{what} on the disk"
+            );
+        }
+    }
+    // Without an extension block, with one that is full, and with one more region.
+    let (map, ..) = regions(0);
+    for count in [1, 4, 5, 25, 26] {
+        let stored = vec![b'x'; map[..count].iter().map(|(_, length)| length).sum()];
+        let bytes = old_gnu(&map[..count], &stored, 310_000);
+        let mut tree = apply(vec![bytes], &Limits::default()).unwrap();
+        let kept = content_of(&mut tree, "s");
+        let (last, length) = map[count - 1];
+        assert_eq!(kept.bytes.len(), 310_000);
+        assert!(kept.bytes[last..].starts_with(&stored[..length]) && kept.bytes[last + length] == 0);
+        assert!(tree.lookup(b"after").unwrap().is_some(), "{count}");
     }
 }
 
@@ -268,9 +378,20 @@ fn h43_times_keep_nanoseconds_before_1970_and_after_2038() {
     }
     let mut tree = merge(&[&[at(5).pax("mtime", b"-1.25")]]).unwrap();
     assert_eq!(attributes(&mut tree, "f").3, (-2, 750_000_000));
-    // Beyond what ext4 can say, the time is the nearest that it can.
-    let disk = on_disk(vec![tar(&[at(1 << 40)])]).unwrap();
-    assert!(support::debugfs(disk.path(), "stat /f").contains("Size: 1"));
+    // Beyond what ext4 can say (34 bits from 1901 on), the time is the nearest that it can.
+    for (seconds, said) in [
+        (15_032_385_535, "mtime: 0x7fffffff:00000003"),
+        (15_032_385_536, "mtime: 0x7fffffff:ee6b27ff"),
+        (1 << 40, "mtime: 0x7fffffff:ee6b27ff"),
+        (i64::MAX, "mtime: 0x7fffffff:ee6b27ff"),
+        (-2_147_483_648, "mtime: 0x80000000:00000000"),
+        (-2_147_483_649, "mtime: 0x80000000:00000000"),
+        (i64::MIN, "mtime: 0x80000000:00000000"),
+    ] {
+        let disk = on_disk(vec![tar(&[at(seconds)])]).unwrap();
+        let stat = support::debugfs(disk.path(), "stat /f");
+        assert!(stat.contains(said), "{seconds}: {stat}");
+    }
 }
 
 #[test]
@@ -327,12 +448,47 @@ fn h46_damaged_archives_are_refused_and_a_missing_end_alone_is_not() {
     let mut flipped = good.clone();
     flipped[1024 + 3] ^= 1;
     assert!(one(flipped).unwrap_err().to_string().contains("checksum"));
-    let mut negative = file("a", "");
-    negative.size = Some(u64::MAX);
-    assert!(matches!(refused(&[&[negative]]), LayerError::Malformed(_)));
+    let mut wrapped = file("a", "");
+    wrapped.size = Some(u64::MAX);
+    assert!(matches!(refused(&[&[wrapped]]), LayerError::Malformed(_)));
     let mut huge = file("a", "x");
     huge.size = Some(1 << 50);
     assert!(matches!(refused(&[&[huge]]), LayerError::Malformed(_)));
+    // Numbers below zero, in base 256: only a time may be one.
+    let below_zero = |range: std::ops::Range<usize>| {
+        let mut bytes = open_tar(&[file("a", "x")]);
+        let header: &mut [u8; 512] = bytes.first_chunk_mut().unwrap();
+        header[range].fill(0xff);
+        seal(header);
+        one(bytes)
+    };
+    for (range, what) in [
+        (100..108, "the mode -1"),
+        (108..116, "the owner -1"),
+        (116..124, "the group -1"),
+        (124..136, "the size -1"),
+    ] {
+        let error = below_zero(range).unwrap_err();
+        assert!(matches!(error, LayerError::Malformed(_)), "{error:?}");
+        assert!(error.to_string().contains(what), "{what}: {error}");
+    }
+    assert_eq!(below_zero(136..148).unwrap(), ["/a"]);
+    let mut node = open_tar(&[member(b'3', "n")]);
+    let header: &mut [u8; 512] = node.first_chunk_mut().unwrap();
+    header[329..337].fill(0xff);
+    seal(header);
+    let error = one(node).unwrap_err();
+    assert!(error.to_string().contains("the device number -1"), "{error}");
+    let mut sparse = old_gnu(&[(0, 1)], b"x", 5);
+    let header: &mut [u8; 512] = sparse.first_chunk_mut().unwrap();
+    for range in [386..398, 398..410, 483..495] {
+        let good = *header;
+        header[range].fill(0xff);
+        seal(header);
+        let error = one(header.to_vec()).unwrap_err();
+        assert!(matches!(error, LayerError::Malformed(_)), "{error:?}");
+        *header = good;
+    }
     // A lone zero block inside.
     let lone = [&open_tar(&[file("a", "x")])[..], &[0; 512], &tar(&[file("b", "x")])].concat();
     assert!(matches!(one(lone).unwrap_err(), LayerError::Malformed(_)));

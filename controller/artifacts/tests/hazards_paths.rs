@@ -5,8 +5,12 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
-use support::raw::{Member, attributes, dir, file, hardlink, list, member, merge, refused, symlink, tree, xattrs};
+use support::raw::{
+    Member, apply, attributes, dir, file, hardlink, list, listed, member, merge, refused, seal, symlink, tar, tree,
+    xattrs,
+};
 use vmlet_artifacts::layers::LayerError;
+use vmlet_artifacts::types::Limits;
 
 /// The same members as one layer, and as one layer each.
 fn both(members: &[Member], expected: &[(&str, &str)]) {
@@ -315,6 +319,23 @@ fn h20_a_whiteout_through_a_linked_directory_follows_the_link() {
 }
 
 #[test]
+fn h20_a_whiteout_through_a_link_of_its_own_layer_is_one_of_nothing() {
+    // Markers act on what is below, and there the link is not yet.
+    let lower = [dir("usr"), file("usr/x", "x")];
+    let expected = tree(&[("/lib", "-> usr"), ("/usr", "dir"), ("/usr/x", "\"x\"")]);
+    for marker in ["lib/.wh.x", "lib/.wh..wh..opq"] {
+        assert_eq!(list(&[&lower, &[symlink("lib", "usr"), file(marker, "")]]), expected);
+        assert_eq!(list(&[&lower, &[file(marker, ""), symlink("lib", "usr")]]), expected);
+    }
+    // Of a directory below that the link replaces, it hides what goes with it.
+    let replaced = [&lower[..], &[dir("lib"), file("lib/x", "y")]].concat();
+    assert_eq!(
+        list(&[&replaced, &[symlink("lib", "usr"), file("lib/.wh.x", "")]]),
+        expected
+    );
+}
+
+#[test]
 fn h21_whiteouts_without_a_name_are_refused() {
     for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {
         malformed(&[&[dir("d"), file("d/x", "x")], &[file(name, "")]], "names no entry");
@@ -447,6 +468,67 @@ fn h30_names_of_255_bytes_are_exact_and_one_more_is_refused() {
         refused(&[&[file(&"d/".repeat(2049), "x")]]),
         LayerError::TooLarge(_)
     ));
+}
+
+/// A file of this name, with what a ustar header has before it.
+fn prefixed(prefix: &str, name: &str, change: impl Fn(&mut [u8; 512])) -> Vec<u8> {
+    let mut bytes = tar(&[file(name, "x"), file("after", "y")]);
+    let header: &mut [u8; 512] = bytes.first_chunk_mut().unwrap();
+    header[345..345 + prefix.len()].copy_from_slice(prefix.as_bytes());
+    change(header);
+    seal(header);
+    bytes
+}
+
+#[test]
+fn h30_the_prefix_of_ustar_and_of_star_is_the_beginning_of_the_name() {
+    let names = |bytes: Vec<u8>| {
+        let found = listed(&apply(vec![bytes], &Limits::default()).unwrap());
+        let is_file = |(path, word): (String, String)| (word == "\"x\"").then_some(path);
+        let names: Vec<String> = found.into_iter().filter_map(is_file).collect();
+        names.join(" ")
+    };
+    let longest = "n".repeat(100);
+    let path = |length: usize| format!("{}d", "d/".repeat(length / 2));
+    for (prefix, name) in [("d", "f"), (&*path(154), &*longest), ("/d/", "f")] {
+        let whole = format!("/{}/{name}", prefix.trim_matches('/'));
+        assert_eq!(names(prefixed(prefix, name, |_| ())), whole);
+        // A length of its own stands for both parts.
+        assert_eq!(whole.len() - 1, prefix.trim_matches('/').len() + 1 + name.len());
+    }
+    // star has 131 bytes of it, and two times behind them.
+    let star = |header: &mut [u8; 512]| {
+        header[476..500].copy_from_slice(b"14524770137 14524770137 ");
+        header[508..512].copy_from_slice(b"tar\0");
+    };
+    for prefix in ["d", &path(128), &path(130)] {
+        assert_eq!(names(prefixed(prefix, &longest, star)), format!("/{prefix}/{longest}"));
+    }
+    // GNU keeps times in its place, and tar of 1979 nothing.
+    let gnu = |header: &mut [u8; 512]| header[257..265].copy_from_slice(b"ustar  \0");
+    assert_eq!(names(prefixed("14524770137", "f", gnu)), "/f");
+    assert_eq!(names(prefixed("junk", "f", |header| header[257..265].fill(0))), "/f");
+    // Rules for names hold for what both make.
+    let wrong = apply(vec![prefixed("a/..", "b", |_| ())], &Limits::default()).map(drop);
+    assert!(matches!(wrong, Err(LayerError::Malformed(why)) if why.contains("`..`")));
+    let marker = tar(&[file("d/f", "x")]);
+    let hidden = apply(vec![marker, prefixed("d", ".wh.f", |_| ())], &Limits::default()).unwrap();
+    assert_eq!(listed(&hidden), tree(&[("/after", "\"y\""), ("/d", "dir")]));
+}
+
+#[test]
+fn h30_a_long_name_by_pax_is_exact_as_one_by_gnu_is() {
+    let parent = ["d"; 100].join("/");
+    for name in [format!("{parent}/{}", "n".repeat(255)), "m".repeat(101)] {
+        let by_pax = file("short", "x").pax("path", name.as_bytes());
+        let link = hardlink("link", "short").pax("linkpath", name.as_bytes());
+        let found = list(&[&[by_pax], &[link]]);
+        assert_eq!(found, list(&[&[file(&name, "x"), hardlink("link", &name)]]));
+        assert_eq!(found[&format!("/{name}")], "\"x\" x2");
+        // It wins over ustar's prefix and over GNU's long name.
+        let gnu = file(&"g".repeat(120), "x").pax("path", name.as_bytes());
+        assert_eq!(list(&[&[gnu]]), list(&[&[file(&name, "x")]]));
+    }
 }
 
 #[test]

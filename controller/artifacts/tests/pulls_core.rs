@@ -72,6 +72,49 @@ fn err(reason: Reason) -> Result<u32, PullError> {
     Err(PullError::new(reason, "scripted"))
 }
 
+/// How long a key is left alone after each of so many failures.
+fn pauses(seed: u64, failures: usize, reason: Reason) -> Vec<Duration> {
+    let mut core = TestCore::new(SLOTS, seed);
+    let mut now = Duration::ZERO;
+    let mut effects = core.handle(now, ensure(1, 1, 1));
+    let mut pauses = Vec::new();
+    while pauses.len() < failures {
+        let (run, _) = starts(&effects)[0];
+        let result = err(reason);
+        let failed = core.handle(now, Input::Done { run, result });
+        let armed = failed.iter().find_map(|effect| match effect {
+            Effect::Arm { at } => *at,
+            _ => None,
+        });
+        let at = armed.unwrap();
+        pauses.push(at - now);
+        now = at;
+        effects = core.handle(now, Input::Timer);
+    }
+    pauses
+}
+
+#[test]
+fn d5_pauses_are_spread_by_a_tenth_to_either_side_and_no_further() {
+    let seeds = 200;
+    let all: Vec<_> = (0..seeds).map(|seed| pauses(seed, 8, Reason::Unavailable)).collect();
+    for n in 0..8 {
+        let nominal = FIRST_PAUSE.saturating_mul(1 << n).min(LONGEST_PAUSE);
+        let (least, most) = (nominal.mul_f64(0.9), nominal.mul_f64(1.1));
+        let mut these: Vec<Duration> = all.iter().map(|pauses| pauses[n]).collect();
+        these.sort();
+        assert!(these[0] >= least && these[these.len() - 1] <= most, "{n}: {these:?}");
+        // They use the room that they have.
+        assert!(these[0] < nominal.mul_f64(0.92) && these[these.len() - 1] > nominal.mul_f64(1.08));
+        these.dedup();
+        assert!(these.len() > 150, "{n}: {} of {seeds} differ", these.len());
+    }
+    let slow = pauses(7, 3, Reason::NotFound);
+    for pause in slow {
+        assert!((LONGEST_PAUSE.mul_f64(0.9)..=LONGEST_PAUSE.mul_f64(1.1)).contains(&pause));
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Ensure(u8, u8, u8),

@@ -10,7 +10,6 @@ mod support;
 
 use base64::Engine as _;
 use support::scripted::{Image, credential, open_with, source};
-use support::settle;
 use support::web::{Reply, Web};
 use tokio::sync::mpsc;
 use vmlet_artifacts::facade::Artifacts;
@@ -62,7 +61,7 @@ impl Node {
             credentials: password.map(|p| credential(web, p)).into_iter().collect(),
         };
         let who = Interest(who.into());
-        settle(&mut self.woken, || self.artifacts.ensure_image(&who, want.clone())).await
+        support::wanted(&self.artifacts, &mut self.woken, &who, &want).await
     }
 }
 
@@ -100,7 +99,7 @@ async fn a_login_for_another_registry_does_not_make_a_public_image_private() {
         }],
     };
     let who = Interest("first".into());
-    settle(&mut node.woken, || node.artifacts.ensure_image(&who, want.clone()))
+    support::wanted(&node.artifacts, &mut node.woken, &who, &want)
         .await
         .unwrap();
     let before = web.log().len();

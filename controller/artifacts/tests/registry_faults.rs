@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
-use support::scripted::{Image, open_with, source};
+use support::scripted::{Image, credential, open_with, source};
 use support::web::{Fault, Reply, Request, Web};
 use support::{Tar, check, debugfs, gzip, image};
 use vmlet_artifacts::facade::Artifacts;
@@ -339,6 +339,116 @@ async fn h61_a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registr
         }
         artifacts.shutdown().await;
     }
+}
+
+/// A registry that is asked for a token first.
+fn behind_a_token(request: &Request) -> Option<Reply> {
+    if request.path.starts_with("/token") {
+        return Some(Reply::new(200).body(b"{\"token\":\"t\"}"));
+    }
+    let host = request.header("host").unwrap_or_default();
+    let challenge = format!("Bearer realm=\"http://{host}/token\"");
+    let let_in = request.path == "/v2/" || request.header("authorization") == Some("Bearer t");
+    (!let_in).then(|| Reply::new(401).header("www-authenticate", &challenge))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h61_a_retry_after_counts_wherever_in_a_pull_it_is_said() {
+    let image = Image::usual();
+    let (large, bytes) = image.layer(1);
+    let blob = format!("/blobs/{large}");
+    for (part, status, reason) in [
+        ("/token", 429, "RateLimited"),
+        ("/token", 503, "Unavailable"),
+        ("/manifests/", 503, "Unavailable"),
+        (&*blob, 429, "RateLimited"),
+        (&*blob, 503, "Unavailable"),
+        // In the middle of it, when the rest is asked for.
+        ("rest", 429, "RateLimited"),
+        ("rest", 503, "Unavailable"),
+    ] {
+        let (digest, body, place) = (large.clone(), bytes.clone(), part.to_owned());
+        let web = image.serve(move |request| {
+            let limited = match &*place {
+                "rest" => is_blob(request, &digest) && request.from().is_some(),
+                part => request.path.contains(part),
+            };
+            if limited {
+                return Some(Reply::new(status).header("retry-after", "120"));
+            }
+            let cut = place == "rest" && is_blob(request, &digest) && request.header("authorization").is_some();
+            let cut = cut.then(|| Reply::new(200).body(&body).fault(Fault::Cut(100_000)));
+            cut.or_else(|| behind_a_token(request))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap_err();
+        let place = format!("{part} {status}: {failure:?}");
+        assert_eq!((failure.reason.as_str(), failure.terminal), (reason, false), "{place}");
+        let wait = failure.retry_at.duration_since(SystemTime::now()).unwrap_or_default();
+        assert!((110..=125).contains(&wait.as_secs()), "{place}");
+        assert!(failure.message.contains(&status.to_string()), "{place}");
+        // It is not asked again, neither for this nor for anything else.
+        let refused = web.answers("").iter().filter(|(_, said)| *said == status).count();
+        assert_eq!(refused, 1, "{place}");
+        let want = ResolveWant {
+            source: Source::Oci {
+                reference: format!("{}/other:latest", web.address),
+                platform: None,
+            },
+            credentials: Vec::new(),
+        };
+        let state = artifacts.resolve(&Interest("other".into()), want).await;
+        let held = matches!(&state, State::Waiting(w) if matches!(w.phase, Phase::BackingOff { .. }));
+        assert!(held && web.count("/other/") == 0, "{place}: {state:?}");
+        artifacts.shutdown().await;
+        assert_eq!(fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count(), 0);
+        if part != "rest" {
+            continue;
+        }
+        // What came before is there when the time has come.
+        let good = image.serve(|_| None);
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let disk = support::image(&artifacts, &mut woken, "vm", source(&good)).await;
+        whole(&disk.unwrap());
+        assert!(ranges(&good, &large)[0].is_some_and(|from| from > 0));
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h61_a_retry_after_said_to_one_who_asks_for_what_is_here_already_is_kept_too() {
+    let image = Image::usual();
+    let web = image.serve(|request| {
+        let head = request.method == "HEAD";
+        head.then(|| Reply::new(429).header("retry-after", "120"))
+            .or_else(|| behind_a_token(request))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let want = |credentials| ImageWant {
+        source: source(&web),
+        digest: Some(image.digest()),
+        credentials,
+    };
+    let first = want(vec![credential(&web, "one")]);
+    support::wanted(&artifacts, &mut woken, &Interest("first".into()), &first)
+        .await
+        .unwrap();
+    let second = want(vec![credential(&web, "two")]);
+    let failure = support::wanted(&artifacts, &mut woken, &Interest("second".into()), &second)
+        .await
+        .unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("RateLimited", false));
+    let wait = failure.retry_at.duration_since(SystemTime::now()).unwrap_or_default();
+    assert!((110..=125).contains(&wait.as_secs()), "{failure:?}");
+    // Who has it keeps it.
+    support::wanted(&artifacts, &mut woken, &Interest("first".into()), &first)
+        .await
+        .unwrap();
+    artifacts.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

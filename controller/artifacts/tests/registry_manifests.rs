@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
@@ -49,6 +50,7 @@ async fn a_tag_a_repository_or_a_blob_that_is_not_there_is_told_apart() {
             .contains(&format!("{}/app:latest: the server", web.address)),
         "{failure:?}"
     );
+    assert_eq!(web.count("manifests"), 1, "no busy loop");
     let digest = image.layer(2).0;
     let wanted = digest.clone();
     let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(404)));
@@ -112,7 +114,7 @@ async fn h50_h59_manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_a
         digest: Some(digest),
         credentials: Vec::new(),
     };
-    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await;
+    let failure = support::wanted(&artifacts, &mut woken, &who, &want).await;
     assert_eq!(
         failure.unwrap_err().reason,
         "WrongDigest",
@@ -214,12 +216,63 @@ async fn a_tag_that_moves_does_not_move_what_is_pinned() {
         digest: Some(old.digest()),
         credentials: Vec::new(),
     };
-    let disk = settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
-        .await
-        .unwrap();
+    let disk = support::wanted(&artifacts, &mut woken, &who, &want).await.unwrap();
     assert_eq!(disk.digest, old.digest());
     assert_eq!(web.count("/latest"), 0);
     artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d17_a_tag_that_moves_while_it_is_pulled_gives_what_it_was_to_whoever_asked_before() {
+    let of = |name: &str| {
+        let tar = Tar::new().file(name, 0o644, name.as_bytes()).done();
+        Image::of(&[(tar.clone(), gzip(&tar))])
+    };
+    let (old, new) = (of("old"), of("new"));
+    let (moved, has_moved) = (new.clone(), AtomicBool::new(false));
+    let by_tag = old.clone();
+    let web = old.serve(move |request| {
+        // With the first answer to anybody it is another image's.
+        if request.path.ends_with("/manifests/latest") {
+            let image = if has_moved.swap(true, Ordering::SeqCst) {
+                &moved
+            } else {
+                &by_tag
+            };
+            return Some(image.answer(request));
+        }
+        let of_new = moved.answer(request);
+        (!of_new.is(404)).then_some(of_new)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let disk = image(&artifacts, &mut woken, "first", source(&web)).await.unwrap();
+    assert_eq!(disk.digest, old.digest());
+    assert_eq!(support::debugfs(&disk.path, "cat /old"), "old");
+    // Who asks now gets what the tag is now, and nobody else is moved by that.
+    let other = image(&artifacts, &mut woken, "second", source(&web)).await.unwrap();
+    assert_eq!(other.digest, new.digest());
+    let again = image(&artifacts, &mut woken, "first", source(&web)).await.unwrap();
+    assert_eq!((&again.digest, &again.path), (&disk.digest, &disk.path));
+    assert_eq!(web.count("/latest"), 2);
+    artifacts.shutdown().await;
+
+    // Two nodes that are told the digest have the same disk, whatever the tag says there.
+    let mut hashes = Vec::new();
+    for _ in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let want = ImageWant {
+            source: source(&web),
+            digest: Some(old.digest()),
+            credentials: Vec::new(),
+        };
+        let disk = support::wanted(&artifacts, &mut woken, &Interest("vm".into()), &want).await;
+        hashes.push(disk.unwrap().content_hash.clone());
+        artifacts.shutdown().await;
+    }
+    assert!(hashes[0] == disk.content_hash && hashes[1] == disk.content_hash);
+    assert_eq!(web.count("/latest"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

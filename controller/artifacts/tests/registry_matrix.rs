@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +15,8 @@ mod support;
 use support::scripted::{Image, credential, open_with, source};
 use support::web::{Fault, Reply, Request, Web};
 use support::{MANIFEST, Tar, gzip, settle, zstd};
+use tokio::sync::mpsc;
+use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::types::*;
 
 /// Long enough for a busy machine, short enough for a test.
@@ -24,13 +27,34 @@ fn small(content: &[u8]) -> Image {
     Image::of(&[(tar.clone(), gzip(&tar))])
 }
 
+/// Pulls where there is one slot. A failure has freed it: another image is pulled then.
 async fn pull_with(web: &Web, limits: impl FnOnce(&mut Limits)) -> Result<Arc<ImageDisk>, Failure> {
     let dir = tempfile::tempdir().unwrap();
-    let (artifacts, mut woken) = open_with(dir.path(), limits).await;
+    let (artifacts, mut woken) = open_slots(dir.path(), 1, limits).await;
     let result = support::image(&artifacts, &mut woken, "vm", source(web)).await;
+    if result.is_err() {
+        let good = small(b"good").serve(|_| None);
+        support::image(&artifacts, &mut woken, "next", source(&good))
+            .await
+            .unwrap();
+        assert_eq!(artifacts.inventory().await.len(), 1);
+    }
     artifacts.shutdown().await;
     assert_eq!(std::fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count(), 0);
     result
+}
+
+async fn open_slots(
+    dir: &Path,
+    slots: usize,
+    limits: impl FnOnce(&mut Limits),
+) -> (Artifacts, mpsc::Receiver<Interest>) {
+    let (wake, woken) = mpsc::channel(64);
+    let mut config = Config::new(dir.join("artifacts"));
+    config.max_parallel_pulls = slots;
+    config.platform = "linux/amd64".into();
+    limits(&mut config.limits);
+    (Artifacts::open(config, wake).await.unwrap(), woken)
 }
 
 /// `app0`, `app1`, ... with an image each; the first word is of `first`.
@@ -98,9 +122,7 @@ async fn resolve_and_pull(image: &Image, web: &Web, credentials: Vec<Credential>
         digest: Some(image.digest()),
         credentials,
     };
-    settle(&mut woken, || artifacts.ensure_image(&who, want.clone()))
-        .await
-        .unwrap();
+    support::wanted(&artifacts, &mut woken, &who, &want).await.unwrap();
     artifacts.shutdown().await;
 }
 
@@ -157,7 +179,7 @@ async fn d5_a_server_that_fails_every_other_time_is_outlived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn d6_a_head_or_a_body_that_comes_byte_by_byte_is_given_up() {
+async fn d6_a_head_or_a_body_that_comes_byte_by_byte_is_given_up_and_frees_its_slot() {
     let image = small(b"x");
     for part in ["/manifests/", "/blobs/"] {
         let shown = image.clone();
@@ -176,6 +198,53 @@ async fn d6_a_head_or_a_body_that_comes_byte_by_byte_is_given_up() {
             ("Stalled", false),
             "{failure:?}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d8_while_one_pull_stands_still_the_others_go_on() {
+    let stuck = Image::usual();
+    let (digest, bytes) = stuck.layer(1);
+    for fault in [Fault::Silence, Fault::Stall(1000)] {
+        let (wanted, body) = (digest.clone(), bytes.clone());
+        let (asked, told) = tokio::sync::oneshot::channel();
+        let asked = std::sync::Mutex::new(Some(asked));
+        let web = stuck.serve(move |request| {
+            if !request.path.ends_with(&wanted) {
+                return None;
+            }
+            asked.lock().unwrap().take().map(|asked| asked.send(()));
+            Some(Reply::new(200).body(&body).fault(fault))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        // Nothing is given up in the time of a test.
+        let (artifacts, mut woken) = open_slots(dir.path(), 2, |limits| limits.stall_timeout = 100 * SHORT).await;
+        let who = Interest("stuck".into());
+        let want = ImageWant {
+            source: source(&web),
+            digest: Some(stuck.digest()),
+            credentials: Vec::new(),
+        };
+        assert!(matches!(
+            artifacts.ensure_image(&who, want.clone()).await,
+            State::Waiting(_)
+        ));
+        told.await.unwrap();
+        for n in 0..3u8 {
+            let other = small(&[n]).serve(|_| None);
+            let name = format!("other {n}");
+            support::image(&artifacts, &mut woken, &name, source(&other))
+                .await
+                .unwrap();
+        }
+        let state = artifacts.ensure_image(&who, want).await;
+        assert!(
+            matches!(&state, State::Waiting(waiting) if matches!(waiting.phase, Phase::Running)),
+            "{state:?}"
+        );
+        // And it ends when nobody wants it any more, however long the server would be silent.
+        artifacts.release(&who).await;
+        artifacts.shutdown().await;
     }
 }
 
@@ -244,11 +313,7 @@ async fn d18_twenty_images_that_are_pulled_together_download_a_shared_blob_once(
     let digest = images[0].layer(0).0;
     let web = many(images.clone(), |_| None);
     let dir = tempfile::tempdir().unwrap();
-    let (wake, mut woken) = tokio::sync::mpsc::channel(64);
-    let mut config = Config::new(dir.path().join("artifacts"));
-    config.max_parallel_pulls = 20;
-    config.platform = "linux/amd64".into();
-    let artifacts = vmlet_artifacts::facade::Artifacts::open(config, wake).await.unwrap();
+    let (artifacts, mut woken) = open_slots(dir.path(), 20, |_| ()).await;
     let wants: Vec<_> = (0..20)
         .map(|n| {
             let want = ImageWant {
@@ -311,6 +376,14 @@ async fn d20_layers_with_corrupt_tails_or_garbage_behind_are_refused_and_leave_n
             "{failure:?}"
         );
     }
+    // A window of nearly 4 TiB, and one just beyond the bound: in the head of a frame of one block.
+    for window in [31 << 3 | 7, 18 << 3] {
+        let block = (1 | (tar.len() as u32) << 3).to_le_bytes();
+        let frame = [&[0x28, 0xb5, 0x2f, 0xfd, 0, window], &block[..3], &tar].concat();
+        let web = Image::of(&[(tar.clone(), frame)]).serve(|_| None);
+        let failure = pull_with(&web, |_| ()).await.unwrap_err();
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("XX", true), "{failure:?}");
+    }
     // And those that look odd and are not: several members, and a media type that says otherwise.
     let half = tar.len() / 2;
     let members = [gzip(&tar[..half]), gzip(&tar[half..])].concat();
@@ -323,17 +396,18 @@ async fn d20_layers_with_corrupt_tails_or_garbage_behind_are_refused_and_leave_n
 #[tokio::test(flavor = "multi_thread")]
 async fn d21_a_bomb_stops_at_the_bound_and_frees_its_slot() {
     let zeros = Tar::new().file("zeros", 0o644, &vec![0; 32 << 20]).done();
-    let bomb = Image::of(&[(zeros.clone(), zstd(&zeros))]);
-    assert!(bomb.layer(0).1.len() < 64 << 10);
-    let web = bomb.serve(|_| None);
-    let failure = pull_with(&web, |limits| limits.uncompressed_bytes = 1 << 20)
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (failure.reason.as_str(), failure.terminal),
-        ("TooLarge", true),
-        "{failure:?}"
-    );
+    for blob in [zstd(&zeros), gzip(&zeros)] {
+        assert!(blob.len() < 256 << 10, "{}", blob.len());
+        let web = Image::of(&[(zeros.clone(), blob)]).serve(|_| None);
+        let failure = pull_with(&web, |limits| limits.uncompressed_bytes = 1 << 20)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("TooLarge", true),
+            "{failure:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

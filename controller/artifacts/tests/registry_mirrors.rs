@@ -11,7 +11,6 @@ mod support;
 
 use base64::Engine as _;
 use support::scripted::{Image, credential, open_with_registries, source};
-use support::settle;
 use support::web::{Fault, Reply, Request, Web};
 use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
@@ -50,7 +49,7 @@ async fn pull(origin: &Web, registries: Registries, credentials: Vec<Credential>
         digest: None,
         credentials,
     };
-    let result = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await;
+    let result = support::wanted(&artifacts, &mut woken, &who, &want).await;
     artifacts.shutdown().await;
     result
 }

@@ -11,7 +11,6 @@ mod support;
 
 use base64::Engine as _;
 use support::scripted::{Image, open_with_registries, source};
-use support::settle;
 use support::web::{Reply, Request, Web};
 use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::registry::config::Registries;
@@ -36,7 +35,7 @@ async fn pull(source: Source, registries: Registries, credentials: Vec<Credentia
         digest: None,
         credentials,
     };
-    let result = settle(&mut woken, || artifacts.ensure_image(&who, want.clone())).await;
+    let result = support::wanted(&artifacts, &mut woken, &who, &want).await;
     artifacts.shutdown().await;
     result
 }
@@ -309,11 +308,11 @@ async fn what_the_machines_own_login_opens_is_open_to_all_who_ask_here_and_a_pul
             credentials,
         };
         let first = Interest("first".into());
-        settle(&mut woken, || artifacts.ensure_image(&first, want(given.clone())))
+        support::wanted(&artifacts, &mut woken, &first, &want(given.clone()))
             .await
             .unwrap();
         let second = Interest("second".into());
-        let result = settle(&mut woken, || artifacts.ensure_image(&second, want(vec![]))).await;
+        let result = support::wanted(&artifacts, &mut woken, &second, &want(vec![])).await;
         assert_eq!(result.is_ok(), stranger, "{result:?}");
         artifacts.shutdown().await;
     }

@@ -124,6 +124,38 @@ async fn a_certificate_that_is_expired_not_yet_valid_or_for_another_name_is_refu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn d23_what_was_refused_for_its_certificate_is_pulled_once_that_is_good_without_a_restart() {
+    let (image, own) = (small(), Authority::new());
+    for bad in [
+        own.identity("127.0.0.1", 2000, 2010),
+        own.identity("127.0.0.1", 2110, 2120),
+    ] {
+        let identity = Arc::new(Mutex::new(bad));
+        let shown = image.clone();
+        let web = Web::secure(identity.clone(), move |request| shown.answer(request));
+        let dir = tempfile::tempdir().unwrap();
+        let (artifacts, mut woken) = open_with_registries(dir.path(), trusting(dir.path(), &web, &own)).await;
+        let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap_err();
+        // Not for ever: it is tried again by itself.
+        assert!(
+            !failure.terminal && failure.message.contains("certificate"),
+            "{failure:?}"
+        );
+        let wait = failure.retry_at.duration_since(std::time::SystemTime::now());
+        assert!(wait.is_ok_and(|wait| wait.as_secs() <= 11), "{failure:?}");
+        *identity.lock().unwrap() = own.good();
+        // Somebody comes anew, which is not made to wait.
+        artifacts.release(&Interest("vm".into())).await;
+        support::image(&artifacts, &mut woken, "vm", source(&web))
+            .await
+            .unwrap();
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn authorities_that_are_exchanged_on_disk_are_taken_without_a_restart() {
     let image = small();
     let (old, new) = (Authority::new(), Authority::new());

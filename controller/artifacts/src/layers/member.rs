@@ -356,8 +356,12 @@ impl<R: Read> Members<R> {
                 )
             }
         };
+        let mode = header.mode()?;
+        if mode < 0 {
+            return Err(LayerError::malformed(format!("the mode {mode} is impossible")));
+        }
         Ok(Member {
-            mode: (header.mode()? & 0o7777) as u16,
+            mode: (mode & 0o7777) as u16,
             uid: id("owner", pax.uid, header.uid()?)?,
             gid: id("group", pax.gid, header.gid()?)?,
             mtime,

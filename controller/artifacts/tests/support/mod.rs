@@ -244,7 +244,7 @@ pub async fn settle<T, F: Future<Output = State<T>>>(
         .expect("it ends")
 }
 
-/// Pulls an image for `who` until it is there or has failed.
+/// Pulls an image for `who` until it is there or has failed. e2fsck has nothing to say about it.
 pub async fn image(
     artifacts: &Artifacts,
     woken: &mut mpsc::Receiver<Interest>,
@@ -257,7 +257,19 @@ pub async fn image(
         digest: None,
         credentials: Vec::new(),
     };
-    settle(woken, || artifacts.ensure_image(&who, want.clone())).await
+    wanted(artifacts, woken, &who, &want).await
+}
+
+/// The same for a want of its own.
+pub async fn wanted(
+    artifacts: &Artifacts,
+    woken: &mut mpsc::Receiver<Interest>,
+    who: &Interest,
+    want: &ImageWant,
+) -> Result<std::sync::Arc<ImageDisk>, Failure> {
+    let disk = settle(woken, || artifacts.ensure_image(who, want.clone())).await?;
+    check(&disk.path);
+    Ok(disk)
 }
 
 /// A handle over a store in `dir/artifacts` with imports from `dir/import`, for linux/amd64.

@@ -227,6 +227,7 @@ pub type Identity = Arc<rustls::ServerConfig>;
 pub struct Web {
     pub address: String,
     log: Arc<Mutex<Vec<Request>>>,
+    answered: Arc<Mutex<Vec<(Request, u16)>>>,
     gone: Arc<Gone>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -245,8 +246,10 @@ impl Web {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
+        let answered = Arc::new(Mutex::new(Vec::new()));
         let gone = Arc::new(Gone::default());
         let (answer, seen, ending) = (Arc::new(answer), log.clone(), gone.clone());
+        let said = answered.clone();
         let accepting = std::thread::spawn(move || {
             let mut serving = Vec::new();
             for stream in listener.incoming() {
@@ -255,6 +258,7 @@ impl Web {
                 }
                 let Ok(stream) = stream else { continue };
                 let (answer, seen, ending) = (answer.clone(), seen.clone(), ending.clone());
+                let said = said.clone();
                 let identity = identity.as_ref().map(|identity| identity.lock().unwrap().clone());
                 serving.push(std::thread::spawn(move || {
                     let mut stream = match identity {
@@ -267,6 +271,7 @@ impl Web {
                     if let Some(request) = read(&mut stream) {
                         seen.lock().unwrap().push(request.clone());
                         let mut reply = answer(&request);
+                        said.lock().unwrap().push((request.clone(), reply.status));
                         if request.method == "HEAD" {
                             let length = reply.body.len().to_string();
                             reply = reply.header("content-length", &length).body(b"");
@@ -282,6 +287,7 @@ impl Web {
         Web {
             address,
             log,
+            answered,
             gone,
             accepting: Some(accepting),
         }
@@ -294,6 +300,13 @@ impl Web {
     /// What was asked so far.
     pub fn log(&self) -> Vec<Request> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The answers to what was asked of a path so far, each with its request.
+    pub fn answers(&self, part: &str) -> Vec<(Request, u16)> {
+        let answered = self.answered.lock().unwrap();
+        let of_path = |(request, _): &&(Request, u16)| request.path.contains(part);
+        answered.iter().filter(of_path).cloned().collect()
     }
 
     /// How often a path was asked for.
