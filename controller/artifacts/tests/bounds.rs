@@ -180,7 +180,11 @@ fn a_zstd_window_has_128_mib_at_most() {
     assert_eq!(read(frame(exponent(17), &bytes)).unwrap(), 1);
     for descriptor in [exponent(17) | eighth, exponent(18), exponent(31) | 7] {
         let error = read(frame(descriptor, &bytes)).unwrap_err();
-        assert!(matches!(error, LayerError::Read(_)), "{error:?}");
+        assert!(
+            matches!(&error, LayerError::Read(inner) if inner.kind() == std::io::ErrorKind::FileTooLarge),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("zstd --long=27"), "{error}");
     }
     // A single segment has its size as its window.
     let single = |size: u64| {
@@ -395,6 +399,7 @@ async fn an_image_that_does_not_fit_leaves_no_file_and_says_what_to_do() {
         platform,
         credentials: Vec::new(),
         registries: Default::default(),
+        limits: Limits::default(),
     };
     let error = build_image_file(build, Progress::default()).await.unwrap_err();
     assert_eq!(error.reason.as_str(), "TooLarge");

@@ -200,11 +200,18 @@ async fn a_registry_that_knows_no_head_is_asked_by_get_and_one_with_another_dige
         let other = format!("sha256:{}", "0".repeat(64));
         (request.method == "HEAD").then(|| Reply::new(200).header("docker-content-digest", &other))
     });
+    // The same content by another name is no contradiction.
+    let renames = small().serve(|request| {
+        let same = format!("sha512:{}", "0".repeat(128));
+        (request.method == "HEAD").then(|| Reply::new(200).header("docker-content-digest", &same))
+    });
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::open(dir.path()).await;
     node.ask("first", &refuses, Some("one")).await.unwrap();
     node.ask("second", &refuses, Some("two")).await.unwrap();
     assert!(refuses.log().iter().any(|r| r.method == "HEAD"));
+    node.ask("fourth", &renames, Some("four")).await.unwrap();
+    assert!(renames.log().iter().any(|r| r.method == "HEAD"));
     assert_eq!(
         node.ask("third", &lies, Some("three")).await.unwrap_err().reason,
         "WrongDigest"

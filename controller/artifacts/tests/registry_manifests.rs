@@ -167,6 +167,28 @@ async fn h57_indexes_lead_to_the_platform_and_never_round_in_circles() {
     assert!(failure.message.contains("linux/arm64, linux/s390x"), "{failure:?}");
     let failure = pull(&serve(vec![index(json!([]))])).await.unwrap_err();
     assert_eq!(failure.reason, "UnsupportedPlatform");
+    assert!(failure.message.contains("none of the 0 entries"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h49_the_size_that_an_index_states_is_that_of_the_manifest() {
+    use serde_json::json;
+    let image = Image::usual();
+    for (more, reason) in [(0, None), (1, Some("Malformed"))] {
+        let entry = json!({ "mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest.len() + more });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+        let web = image.serve(move |request| {
+            let asked = request.path.ends_with("/manifests/latest");
+            asked.then(|| Reply::new(200).body(index.as_bytes()))
+        });
+        let failure = pull(&web).await.err();
+        assert_eq!(failure.as_ref().map(|f| f.reason.as_str()), reason, "{failure:?}");
+        if let Some(failure) = failure {
+            let length = image.manifest.len();
+            let words = format!("has {} bytes, but it has {length}", length + 1);
+            assert!(failure.message.contains(&words), "{failure:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,6 +62,7 @@ fn build(origin: &Web, registries: Registries, dir: &Path) -> FileBuild {
         platform: Some("linux/amd64".into()),
         credentials: Vec::new(),
         registries,
+        limits: Limits::default(),
     }
 }
 

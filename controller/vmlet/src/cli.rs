@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmlet_artifacts::types::Limits;
 
 /// A kubelet for virtual machines: `kubectl apply` a VirtualMachine, and it runs.
 ///
@@ -78,6 +79,9 @@ pub struct NodeArgs {
     /// Images and kernels that are pulled at once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_parallel_pulls: u16,
+    /// Bounds of images and kernels.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Registries.
     #[command(flatten)]
     pub registries: RegistryArgs,
@@ -90,6 +94,48 @@ pub struct NodeArgs {
     /// Address for /metrics, /livez and /readyz, for example 127.0.0.1:9464. They need no credentials.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// Bounds on images and kernels, which come from outside. A pull beyond one of them fails with TooLarge.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Bounds of images and kernels")]
+pub struct LimitArgs {
+    /// MiB of a manifest, index or image configuration.
+    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_manifest_mib: u16,
+    /// Layers of an image.
+    #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_layers: u16,
+    /// Files and directories of an image, all layers together, also directories that only a path implies.
+    #[arg(long, value_name = "COUNT", default_value_t = 2_000_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_entries: u32,
+    /// MiB of an image's paths, link targets and extended attributes: they are held in memory.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_metadata_mib: u32,
+    /// Bytes of one path in an image.
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub max_path_bytes: u16,
+    /// GiB of an image uncompressed, all layers together, and of a file behind a URL or a path.
+    #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16384))]
+    pub max_image_gib: u32,
+    /// MiB of the window of a layer compressed with zstd; its base-2 logarithm is rounded down.
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=2048))]
+    pub max_zstd_window_mib: u16,
+}
+
+impl From<&LimitArgs> for Limits {
+    fn from(args: &LimitArgs) -> Limits {
+        Limits {
+            manifest_bytes: u64::from(args.max_manifest_mib) << 20,
+            layers: args.max_layers.into(),
+            entries: args.max_entries.into(),
+            metadata_bytes: u64::from(args.max_metadata_mib) << 20,
+            path_bytes: args.max_path_bytes.into(),
+            uncompressed_bytes: u64::from(args.max_image_gib) << 30,
+            zstd_window_bytes: u64::from(args.max_zstd_window_mib) << 20,
+            ..Limits::default()
+        }
+    }
 }
 
 /// What is said about registries.
@@ -200,6 +246,9 @@ pub struct ImageBuild {
     /// ~/.docker/config.json, if it exists.
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
+    /// Bounds of the image.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// `vmlet kernel ...`
@@ -307,6 +356,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn bounds_that_nobody_sets_are_the_ones_of_the_library() {
+        let parsed = |more: &[&str]| {
+            let build = ["vmlet", "image", "build", "--output", "o", "image"];
+            let Command::Image(Image::Build(build)) = Cli::try_parse_from(build.iter().chain(more)).unwrap().command
+            else {
+                panic!("another command");
+            };
+            Limits::from(&build.limits)
+        };
+        assert_eq!(parsed(&[]), Limits::default());
+        let set = parsed(&["--max-image-gib", "1", "--max-entries=10", "--max-zstd-window-mib=8"]);
+        let bytes = (set.uncompressed_bytes, set.entries, set.zstd_window_bytes);
+        assert_eq!(bytes, (1 << 30, 10, 8 << 20));
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub async fn build(args: ImageBuild) -> Result<()> {
         platform: args.platform.clone(),
         credentials: Vec::new(),
         registries,
+        limits: (&args.limits).into(),
     };
     let shown = tokio::spawn(show(progress.clone(), args.reference.clone()));
     let result = build_image_file(build, progress).await;

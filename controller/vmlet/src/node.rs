@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pipeline::Pipeline;
 use vmlet_artifacts::registry::config::Registries;
-use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest};
+use vmlet_artifacts::types::{Config as ArtifactsConfig, Interest, Limits};
 use vmlet_cluster::leader;
 use vmlet_machines::{HostFacts, Level, Machines};
 use vmlet_node::agent::{NodeCondition, NodeFacts};
@@ -65,6 +65,7 @@ pub async fn open(args: &NodeArgs, admin: &Admin) -> Result<Node> {
         dir,
         args.import_dir.as_deref(),
         usize::from(args.max_parallel_pulls),
+        (&args.limits).into(),
         registries,
     )
     .await?;
@@ -102,11 +103,13 @@ async fn open_artifacts(
     dir: &Path,
     import_dir: Option<&Path>,
     parallel: usize,
+    limits: Limits,
     registries: Registries,
 ) -> Result<(Artifacts, [mpsc::Receiver<String>; 3])> {
     let mut config = ArtifactsConfig::new(dir.join("artifacts"));
     config.import_dir = import_dir.map(Path::to_path_buf);
     config.max_parallel_pulls = parallel;
+    config.limits = limits;
     config.registries = registries;
     let (wake, mut woken) = mpsc::channel::<Interest>(WAKES);
     let pipeline = Pipeline::new(&config)?;
@@ -193,7 +196,7 @@ pub async fn controller(args: cli::Controller, shutdown: CancellationToken) -> R
     let client = crate::setup::client(&args.api).await?;
     let dir = args.data_dir.join("controller");
     let _lock = lock(&dir)?;
-    let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1, registries).await?;
+    let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1, Limits::default(), registries).await?;
     let identity = format!(
         "{}_{}",
         rustix::system::uname().nodename().to_string_lossy(),

@@ -56,10 +56,34 @@ pub fn decoder<'a>(mut source: impl Read + Send + 'a, zstd_window_bytes: u64) ->
         Compression::Gzip => Box::new(Gzip::new(whole)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BUFFER, whole))?;
-            decoder.window_log_max(zstd_window_bytes.max(1024).ilog2())?;
-            Box::new(decoder)
+            let log = zstd_window_bytes.max(1024).ilog2();
+            decoder.window_log_max(log)?;
+            Box::new(Zstd { decoder, log })
         }
     })
+}
+
+/// All frames of a zstd stream.
+struct Zstd<D> {
+    decoder: D,
+    /// The base-2 logarithm of the largest window that is allowed, in bytes.
+    log: u32,
+}
+
+impl<D: Read> Read for Zstd<D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buf).map_err(|error| match error.to_string() {
+            // The library has no other name for it (ZSTD_error_frameParameter_windowTooLarge).
+            text if text.contains("requires too much memory") => {
+                let (log, size) = (self.log, 1_u64 << self.log);
+                let why = format!(
+                    "it needs a zstd window of more than {size} bytes; compress it with a smaller one (zstd --long={log})"
+                );
+                io::Error::new(io::ErrorKind::FileTooLarge, why)
+            }
+            _ => error,
+        })
+    }
 }
 
 type Source<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;

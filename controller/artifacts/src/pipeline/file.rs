@@ -13,7 +13,7 @@ use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
 use crate::pulls::work::{Progress, WorkContext};
 use crate::registry::config::Registries;
-use crate::types::{Config, Credential, ImageDisk, Source, host_platform};
+use crate::types::{Config, Credential, ImageDisk, Limits, Source, host_platform};
 
 /// What to build, and where to.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct FileBuild {
     pub credentials: Vec<Credential>,
     /// The operator's settings of registries.
     pub registries: Registries,
+    /// Bounds on what comes from outside.
+    pub limits: Limits,
 }
 
 /// Pulls an image and makes a disk of it. When this returns `Ok` the file and its name are
@@ -46,6 +48,7 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         platform,
         credentials,
         registries,
+        limits,
     } = build;
     let platform = platform.unwrap_or_else(host_platform);
     let source = Source::Oci {
@@ -56,6 +59,7 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
     let scratch = Scratch::next_to(&output).map_err(local)?;
     let config = Config {
         registries,
+        limits,
         ..Config::new(scratch.0.clone())
     };
     let pipeline = Pipeline::new(&config)?;

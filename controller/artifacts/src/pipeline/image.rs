@@ -94,8 +94,14 @@ impl Inner {
         };
         let mut seen = HashSet::new();
         let mut stated = false;
+        let mut size = None;
         for _ in 0..=NESTED {
             let fetched = origin.manifest(&version).await?;
+            let is = fetched.bytes.len() as u64;
+            if let Some(said) = size.filter(|said| *said != is) {
+                let why = format!("its index says that manifest {version} has {said} bytes, but it has {is}");
+                return Err(named(PullError::new(Reason::Malformed, why)));
+            }
             if !seen.insert(fetched.digest.clone()) {
                 break;
             }
@@ -114,6 +120,7 @@ impl Inner {
                 Document::Index(entries) => {
                     let entry = choose(&entries, &wanted).map_err(named)?;
                     stated = entry.platform.is_some();
+                    size = Some(entry.size);
                     version = entry.digest().map_err(named)?.to_string();
                 }
             }

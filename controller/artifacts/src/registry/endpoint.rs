@@ -149,7 +149,12 @@ impl Endpoint {
         }
         let response = success(response, &name)?;
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-        if let Some(other) = header("docker-content-digest").filter(|there| *there != digest.to_string()) {
+        // A registry may name the same content by another algorithm.
+        let same = |there: &str| match there.parse::<Digest>() {
+            Ok(there) => there == *digest || there.algorithm() != digest.algorithm(),
+            Err(_) => false,
+        };
+        if let Some(other) = header("docker-content-digest").filter(|there| !same(there)) {
             let why = format!("{name}: the registry has {other:.160} when asked for {digest}");
             return Err(PullError::new(Reason::WrongDigest, why));
         }

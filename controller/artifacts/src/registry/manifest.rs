@@ -137,7 +137,8 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
 
 /// The entry of an index for a platform. Attestations are no images; an entry without a platform
 /// counts only when it is the only one. Without a wanted variant the one without or with the
-/// oldest variant is taken, which runs everywhere.
+/// oldest variant is taken, which runs everywhere. Of several that are as good it is the first (OCI image
+/// specification, image-index.md).
 pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor, PullError> {
     let images: Vec<&Descriptor> = entries
         .iter()
@@ -167,25 +168,28 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
             (fits && wanted.variant.as_deref().is_none_or(|most| variant <= most)).then_some((variant, *entry))
         })
         .collect();
-    fitting.sort_by(|a, b| a.0.cmp(b.0));
-    let found = if wanted.variant.is_some() {
-        fitting.last()
-    } else {
-        fitting.first()
-    };
-    found.map(|(_, entry)| *entry).ok_or_else(|| {
+    // Of equal ones the first: the sorts are stable.
+    match wanted.variant {
+        Some(_) => fitting.sort_by(|a, b| b.0.cmp(a.0)),
+        None => fitting.sort_by(|a, b| a.0.cmp(b.0)),
+    }
+    fitting.first().map(|(_, entry)| *entry).ok_or_else(|| {
         let mut there: Vec<String> = images
             .iter()
             .filter_map(|entry| entry.platform.as_ref().map(|p| format!("{}/{}", p.os, p.architecture)))
             .take(20)
             .collect();
         there.dedup();
+        let there = match there[..] {
+            [] => format!(
+                "none of the {} entries of its index says for which it is",
+                entries.len()
+            ),
+            _ => format!("there are: {}", there.join(", ")),
+        };
         PullError::new(
             Reason::UnsupportedPlatform,
-            format!(
-                "there is no image for {wanted}; there are: {}; build it for that, or set platform",
-                there.join(", ")
-            ),
+            format!("there is no image for {wanted}; {there}; build it for that, or set platform"),
         )
     })
 }
@@ -259,6 +263,14 @@ mod tests {
             "it runs everywhere"
         );
         chosen(&entries[..1], "linux/arm/v6").expect_err("too new");
+    }
+
+    #[test]
+    fn of_entries_that_fit_as_well_the_first_is_taken() {
+        for wanted in ["linux/arm/v7", "linux/arm/v6", "linux/arm"] {
+            let entries = [entry("first", arm("v6")), entry("second", arm("v6"))];
+            assert_eq!(chosen(&entries, wanted).expect("there"), "first", "{wanted}");
+        }
     }
 
     #[test]

@@ -386,7 +386,15 @@ mod tests {
         let make = || {
             let dir = tempfile::tempdir().expect("a directory");
             std::os::unix::fs::symlink(&given, dir.path().join(MODULES_TAR)).expect("links");
-            modules_disk("test", "identity", dir.path(), &version, &Limits::default()).expect("made");
+            modules_disk(
+                "test",
+                "identity",
+                dir.path(),
+                &version,
+                &Limits::default(),
+                &CancellationToken::new(),
+            )
+            .expect("made");
             dir
         };
         let (one, other) = (make(), make());
