@@ -362,7 +362,8 @@ mod tests {
     fn bounds_that_nobody_sets_are_the_ones_of_the_library() {
         let parsed = |more: &[&str]| {
             let build = ["vmlet", "image", "build", "--output", "o", "image"];
-            let Command::Image(Image::Build(build)) = Cli::try_parse_from(build.iter().chain(more)).unwrap().command
+            let Command::Image(Image::Build(build)) =
+                Cli::try_parse_from(build.iter().chain(more)).expect("parses").command
             else {
                 panic!("another command");
             };

@@ -394,7 +394,8 @@ impl<D> Tree<D> {
     /// Where `path` leads: nothing is made on the way. A `..` in a link's target takes the last component back, whatever
     /// that is, so that `file/../d` and `missing/../d` are `d`.
     fn follow<'p>(&mut self, path: &'p [u8]) -> Result<Walked<'p>, LayerError> {
-        let (mut known, mut missing): (Vec<(NodeId, Cow<'p, [u8]>)>, Vec<Cow<'p, [u8]>>) = (Vec::new(), Vec::new());
+        let mut known: Vec<(NodeId, Cow<'p, [u8]>)> = Vec::new();
+        let mut missing: Vec<Cow<'p, [u8]>> = Vec::new();
         let mut links = 0;
         let mut todo: Vec<Cow<'p, [u8]>> = path.split(|&b| b == b'/').rev().map(Cow::Borrowed).collect();
         while let Some(component) = todo.pop() {
