@@ -174,6 +174,7 @@ async fn an_image_built_into_a_file_has_the_asked_size_and_leaves_nothing_else()
         platform: Some("linux/amd64".into()),
         credentials: Vec::new(),
         registries: Default::default(),
+        limits: Default::default(),
     };
     let disk = build_image_file(build.clone(), Progress::default()).await.unwrap();
     assert_eq!((disk.digest, disk.size_bytes), (digest, 512 << 20));
