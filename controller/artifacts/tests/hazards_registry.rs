@@ -225,7 +225,7 @@ async fn h58_the_index_decides_what_runs_here() {
         (vec![v1.clone(), v3.clone()], "linux/amd64/v4", Ok("v3")),
         (vec![v3.clone(), v1, plain], "linux/amd64", Ok("plain")),
         (vec![v3], "linux/amd64/v2", Err("linux/amd64")),
-        (vec![proof, unknown], "linux/amd64", Err("there are: ")),
+        (vec![proof, unknown], "linux/amd64", Err("none of the 2 entries")),
     ] {
         let web = serve(entries.clone());
         match (pull_for(&web, platform).await, expected) {

@@ -182,7 +182,7 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
         there.dedup();
         let there = match there[..] {
             [] => format!(
-                "none of the {} entries of its index says for which it is",
+                "none of the {} entries of its index is an image that names its platform",
                 entries.len()
             ),
             _ => format!("there are: {}", there.join(", ")),
