@@ -6,7 +6,7 @@ use vmlet_artifacts::layers::merge::{IMPLIED, Inode, Layer, Node, Record, Record
 
 fn record(path: &str, kind: RecordKind<u32>) -> Record<u32> {
     Record {
-        path: path.into(),
+        path: path.as_bytes().into(),
         attributes: IMPLIED,
         xattrs: None,
         kind,
@@ -23,7 +23,7 @@ fn link(path: &str, target: &str) -> Record<u32> {
 
 fn layer(records: Vec<Record<u32>>) -> Layer<u32> {
     Layer {
-        records,
+        records: records.into_iter().collect(),
         ..Layer::default()
     }
 }

@@ -26,12 +26,7 @@ const SYNCED_AHEAD: u64 = 4096;
 
 /// Writes everything that is not file data.
 pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Error> {
-    let created = Times {
-        atime: writer.options.created.encode(),
-        mtime: writer.options.created.encode(),
-        ctime: writer.options.created.encode(),
-        crtime: writer.options.created.encode(),
-    };
+    let created = Times::all(writer.options.created.encode());
     let numbering = number(&mut tree, writer.options.created)?;
     let first_value = u64::from(FIRST_INODE) + numbering.order.len() as u64;
     let inodes = first_value - 1 + values(&tree, &numbering);

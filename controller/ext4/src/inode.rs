@@ -48,7 +48,7 @@ impl Record {
             mode: type_bits(&node.kind) | node.mode,
             uid: node.uid,
             gid: node.gid,
-            times: node.times,
+            times: node.times(),
             // The tree lets no more than 65 000 links in.
             links: node.links as u16,
             size: 0,

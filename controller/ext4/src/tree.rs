@@ -116,7 +116,7 @@ pub(crate) struct Node {
     pub(crate) gid: u32,
     /// Names that lead to it; for a directory 0 or 1.
     pub(crate) links: u32,
-    pub(crate) times: Times,
+    times: StoredTimes,
     #[allow(
         clippy::box_collection,
         reason = "one word instead of three, in a record that exists a million times"
@@ -126,12 +126,19 @@ pub(crate) struct Node {
 }
 
 /// The four times of an inode, encoded.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) atime: Encoded,
     pub(crate) mtime: Encoded,
     pub(crate) ctime: Encoded,
     pub(crate) crtime: Encoded,
+}
+
+/// The same in fewer bytes: most often all four are one.
+#[derive(Debug)]
+enum StoredTimes {
+    Same(Encoded),
+    Each(Box<Times>),
 }
 
 #[derive(Debug)]
@@ -347,7 +354,36 @@ impl Tree {
     }
 }
 
+impl From<Times> for StoredTimes {
+    fn from(times: Times) -> StoredTimes {
+        let mtime = times.mtime;
+        match times == Times::all(mtime) {
+            true => StoredTimes::Same(mtime),
+            false => StoredTimes::Each(Box::new(times)),
+        }
+    }
+}
+
+impl Times {
+    /// All four the same.
+    pub(crate) fn all(time: Encoded) -> Times {
+        Times {
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+        }
+    }
+}
+
 impl Node {
+    pub(crate) fn times(&self) -> Times {
+        match &self.times {
+            StoredTimes::Same(time) => Times::all(*time),
+            StoredTimes::Each(times) => **times,
+        }
+    }
+
     #[allow(
         clippy::box_collection,
         reason = "one word instead of three, in a record that exists a million times"
@@ -363,7 +399,8 @@ impl Node {
                 mtime: attributes.mtime.encode(),
                 ctime: attributes.ctime.encode(),
                 crtime: attributes.crtime.encode(),
-            },
+            }
+            .into(),
             xattrs,
             kind,
         }

@@ -94,6 +94,14 @@ fn the_geometry_is_the_one_for_life() {
         output.matches("Inode table at").count() + output.matches("inode table at").count(),
         16
     );
+    let journal = String::from_utf8(debugfs(file.path(), "stat <8>").unwrap()).unwrap();
+    assert!(journal.contains("Size: 67108864"), "{journal}");
+    // ITABLE_ZEROED, or the kernel would write all inode tables after the first mount.
+    let mut descriptors = [0; 16 * 64];
+    file.as_file().read_exact_at(&mut descriptors, 4096).unwrap();
+    for (group, descriptor) in descriptors.chunks(64).enumerate() {
+        assert_eq!(descriptor[0x12] & 4, 4, "group {group}");
+    }
 }
 
 #[test]

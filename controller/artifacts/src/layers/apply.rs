@@ -195,12 +195,13 @@ pub fn read_layer<S: Store>(
             MemberKind::Fifo => RecordKind::Inode(Inode::Fifo),
         };
         layer.records.push(Record {
-            path,
+            path: path.into_boxed_slice(),
             attributes: Attributes {
                 mode: member.mode,
                 uid: member.uid,
                 gid: member.gid,
-                mtime: member.mtime,
+                mtime: member.mtime.0,
+                mtime_nsec: member.mtime.1,
             },
             xattrs: (!member.xattrs.is_empty()).then(|| member.xattrs.into_boxed_slice()),
             kind,

@@ -70,50 +70,52 @@ fn ext4(error: vmlet_ext4::Error) -> LayerError {
 }
 
 fn attributes(from: merge::Attributes) -> Attributes {
-    let (sec, nsec) = from.mtime;
-    Attributes::new(from.mode, from.uid, from.gid, Timestamp { sec, nsec })
+    let time = Timestamp {
+        sec: from.mtime,
+        nsec: from.mtime_nsec,
+    };
+    Attributes::new(from.mode, from.uid, from.gid, time)
 }
 
 /// Turns what is at and below `top` into an ext4 tree with `top` as its root.
 ///
+/// The inodes come first and the names after them, so that a node is held in one of the two trees only.
+///
 /// # Errors
 /// What ext4 cannot hold: too many links, attributes that are too large.
-pub fn to_ext4(mut from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree, vmlet_ext4::Error> {
-    let mut ids: Vec<Option<vmlet_ext4::NodeId>> = vec![None; from.len()];
-    let Some((Node::Directory(children), own, xattrs)) = from.take(top) else {
+pub fn to_ext4(from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree, vmlet_ext4::Error> {
+    let Some((Node::Directory(_), own, xattrs, _)) = from.get(top) else {
         return Ok(vmlet_ext4::Tree::new(attributes(merge::IMPLIED)));
     };
-    let mut to = vmlet_ext4::Tree::new(attributes(own));
+    let mut to = vmlet_ext4::Tree::new(attributes(*own));
     let root = to.root();
     to.set_root_xattrs(xattrs.as_deref().unwrap_or_default())?;
-    let mut todo = vec![(root, children)];
-    while let Some((parent, children)) = todo.pop() {
-        for (name, id) in children {
-            if let Some(known) = ids.get(id.index()).copied().flatten() {
-                to.link(parent, &name, known)?;
-                continue;
-            }
-            let Some((node, own, xattrs)) = from.take(id) else {
-                continue;
-            };
-            let (kind, below) = match node {
-                Node::Directory(children) => (Kind::Directory, Some(children)),
-                Node::Inode(Inode::File(data)) => (Kind::File(data), None),
-                Node::Inode(Inode::Symlink(target)) => (Kind::Symlink(target), None),
-                Node::Inode(Inode::CharDevice(major, minor)) => (Kind::CharDevice { major, minor }, None),
-                Node::Inode(Inode::BlockDevice(major, minor)) => (Kind::BlockDevice { major, minor }, None),
-                Node::Inode(Inode::Fifo) => (Kind::Fifo, None),
-            };
-            let xattrs = xattrs.map(Vec::from).unwrap_or_default();
-            let made = to.add(vmlet_ext4::Inode {
+    // What is not below `top` gets no name that the root reaches, and is left out for that.
+    let mut ids = vec![root; from.len()];
+    let mut directories = Vec::new();
+    for (id, node, own, xattrs) in from.into_nodes() {
+        let (kind, children) = match node {
+            Node::Directory(children) => (Kind::Directory, Some(children)),
+            Node::Inode(Inode::File(data)) => (Kind::File(data), None),
+            Node::Inode(Inode::Symlink(target)) => (Kind::Symlink(target), None),
+            Node::Inode(Inode::CharDevice(major, minor)) => (Kind::CharDevice { major, minor }, None),
+            Node::Inode(Inode::BlockDevice(major, minor)) => (Kind::BlockDevice { major, minor }, None),
+            Node::Inode(Inode::Fifo) => (Kind::Fifo, None),
+        };
+        if id != top {
+            ids[id.index()] = to.add(vmlet_ext4::Inode {
                 kind,
                 attributes: attributes(own),
-                xattrs,
+                xattrs: xattrs.map(Vec::from).unwrap_or_default(),
             })?;
-            to.link(parent, &name, made)?;
-            match below {
-                Some(children) => todo.push((made, children)),
-                None => ids[id.index()] = Some(made),
+        }
+        directories.extend(children.map(|children| (ids[id.index()], children)));
+    }
+    for (parent, children) in directories {
+        for (name, id) in children {
+            // The directory above `top` has a name for it.
+            if id != top {
+                to.link(parent, &name, ids[id.index()])?;
             }
         }
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use vmlet_ext4::MAX_LINKS;
 
 use super::budget::Budget;
+use super::chunks::Chunks;
 use super::path::split;
 use super::{LayerError, show};
 
@@ -40,8 +41,10 @@ pub struct Attributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time: seconds and nanoseconds.
-    pub mtime: (i64, u32),
+    /// Modification time in seconds.
+    pub mtime: i64,
+    /// Nanoseconds after it.
+    pub mtime_nsec: u32,
 }
 
 /// A directory that no layer has an entry for: what manifest.md leaves open is 0755 root:root at
@@ -50,7 +53,8 @@ pub const IMPLIED: Attributes = Attributes {
     mode: 0o755,
     uid: 0,
     gid: 0,
-    mtime: (0, 0),
+    mtime: 0,
+    mtime_nsec: 0,
 };
 
 /// Extended attributes; one word when there are none.
@@ -60,7 +64,7 @@ pub type Xattrs = Option<Box<[(Vec<u8>, Vec<u8>)]>>;
 #[derive(Debug)]
 pub struct Record<D> {
     /// Normalised path.
-    pub path: Vec<u8>,
+    pub path: Box<[u8]>,
     /// Owner, mode and time.
     pub attributes: Attributes,
     /// Extended attributes.
@@ -103,7 +107,7 @@ pub struct Layer<D> {
     /// Directories whose lower content the layer hides.
     pub opaques: Vec<Vec<u8>>,
     /// Entries, in the archive's order.
-    pub records: Vec<Record<D>>,
+    pub records: Chunks<Record<D>>,
 }
 
 impl<D> Default for Layer<D> {
@@ -111,7 +115,7 @@ impl<D> Default for Layer<D> {
         Layer {
             whiteouts: Vec::new(),
             opaques: Vec::new(),
-            records: Vec::new(),
+            records: Chunks::default(),
         }
     }
 }
@@ -142,7 +146,7 @@ struct Walked<'p> {
 
 /// The merged file system.
 pub struct Tree<D> {
-    slots: Vec<Option<Slot<D>>>,
+    slots: Chunks<Option<Slot<D>>>,
     discarded: Vec<D>,
     budget: Budget,
 }
@@ -163,7 +167,7 @@ impl<D> Tree<D> {
             links: 1,
         };
         Tree {
-            slots: vec![Some(root)],
+            slots: std::iter::once(Some(root)).collect(),
             discarded: Vec::new(),
             budget,
         }
@@ -222,10 +226,13 @@ impl<D> Tree<D> {
         Some((&slot.node, &slot.attributes, &slot.xattrs, slot.links))
     }
 
-    /// Takes a node out, to turn the tree into something else. Its names stay where they are.
-    pub fn take(&mut self, id: NodeId) -> Option<(Node<D>, Attributes, Xattrs)> {
-        let slot = self.slots.get_mut(id.index())?.take()?;
-        Some((slot.node, slot.attributes, slot.xattrs))
+    /// All nodes, in the order of their ids, to be turned into something else. What was read is no longer held.
+    pub fn into_nodes(self) -> impl Iterator<Item = (NodeId, Node<D>, Attributes, Xattrs)> {
+        let ids = (0..).map(NodeId);
+        ids.zip(self.slots).filter_map(|(id, slot)| {
+            let slot = slot?;
+            Some((id, slot.node, slot.attributes, slot.xattrs))
+        })
     }
 
     /// Upper bound of [`NodeId::index`].

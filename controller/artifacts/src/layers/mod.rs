@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod budget;
+pub mod chunks;
 pub mod decode;
 pub mod disk;
 pub mod header;

@@ -281,7 +281,7 @@ pub fn tree(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
 pub fn attributes(tree: &mut Tree<Kept>, path: &str) -> (u16, u32, u32, (i64, u32)) {
     let id = tree.lookup(path.as_bytes()).unwrap().unwrap();
     let own = tree.get(id).unwrap().1;
-    (own.mode, own.uid, own.gid, own.mtime)
+    (own.mode, own.uid, own.gid, (own.mtime, own.mtime_nsec))
 }
 
 pub type Xattr = (Vec<u8>, Vec<u8>);

@@ -308,7 +308,7 @@ fn only_below<D>(layer: &Layer<D>, root: &str) -> Result<(), LayerError> {
             show(path)
         )));
     }
-    for record in &layer.records {
+    for record in layer.records.iter() {
         let path = &record.path[..];
         let inside = path
             .strip_prefix(root.as_bytes())
