@@ -98,8 +98,8 @@ impl NodeId {
 
 /// Inodes and the names that lead to them, beginning with the root directory.
 ///
-/// Directories need not be complete before others begin, and depth is not limited. An entry costs about 150 bytes of
-/// memory beside its xattrs.
+/// Directories need not be complete before others begin, and depth is not limited. An entry costs 84 bytes of
+/// memory beside its name, its xattrs and the target of a symlink, a directory 40 more, and one whose four times differ 32 more.
 #[derive(Debug)]
 pub struct Tree {
     pub(crate) nodes: Vec<Node>,

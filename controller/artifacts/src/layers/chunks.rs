@@ -86,7 +86,7 @@ mod tests {
             assert_eq!((all.len(), all.is_empty()), (length, length == 0));
             assert!(all.iter().copied().eq(0..length));
             for at in 0..length {
-                *all.get_mut(at).unwrap() += 1;
+                *all.get_mut(at).expect("it was pushed") += 1;
                 assert_eq!(all.get(at), Some(&(at + 1)));
             }
             assert_eq!(all.get(length), None);

@@ -57,7 +57,7 @@ pub const IMPLIED: Attributes = Attributes {
     mtime_nsec: 0,
 };
 
-/// Extended attributes; one word when there are none.
+/// Extended attributes; two words when there are none.
 pub type Xattrs = Option<Box<[(Vec<u8>, Vec<u8>)]>>;
 
 /// One entry of a layer.
