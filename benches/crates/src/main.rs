@@ -32,6 +32,7 @@ async fn main() -> Result<()> {
         bail!("usage: vmlet-bench-crates HOST:PORT/NAME:TAG DISK BYTES");
     };
     let reference: Reference = reference.parse()?;
+    rustls::crypto::ring::default_provider().install_default().ok();
     let client = Client::new(ClientConfig {
         protocol: ClientProtocol::Http,
         ..ClientConfig::default()

@@ -127,7 +127,10 @@ pub async fn run(args: Images) -> Result<()> {
                     Ok(done) => done,
                     Err(error) if ![FLOOR, VMLET].contains(&pipeline.name) => {
                         let last = error.root_cause().to_string();
-                        let last = last.trim_end().lines().last().unwrap_or_default().trim();
+                        // A panic ends with a note on how to see more of it.
+                        let mut lines = last.lines().rev().map(str::trim);
+                        let last = lines.find(|line| !line.is_empty() && !line.starts_with("note:"));
+                        let last = last.unwrap_or_default();
                         println!(
                             "* round {}: {image}: {}: it fails, and is left out: {last}",
                             round + 1,
