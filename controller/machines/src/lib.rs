@@ -27,7 +27,9 @@ mod terminal;
 pub use console::ConsoleChunk;
 pub use host::Config;
 pub use machines::{ConsoleFiles, Machines, OpenError, console_files};
-pub use observation::{DiskInfo, Observation, Phase, PortStatus, Termination, TerminationReason, Timing, VmmInfo};
+pub use observation::{
+    DiskInfo, Milestone, Observation, Phase, PortStatus, Termination, TerminationReason, Timing, VmmInfo,
+};
 pub use probe::{AcceleratorChoice, Finding, HostFacts, Level, Qemu, probe};
 pub use qemu::argv::Accelerator;
 pub use spec::{Goal, MachineSpec, PortForward, Protocol};

@@ -12,7 +12,7 @@ use crate::console::ConsoleChunk;
 use crate::directory::{MachineDir, is_uid};
 use crate::host::{Config, Host, INITRDS};
 use crate::machine::{Machine, Question, Wires};
-use crate::observation::{Observation, Phase, Termination, TerminationReason};
+use crate::observation::{Milestone, Observation, Phase, Termination, TerminationReason};
 use crate::probe::HostFacts;
 use crate::process::{FoundVmm, find_vmms, has_open_below};
 use crate::spec::Goal;
@@ -163,18 +163,19 @@ impl Machines {
         Some(self.handles().get(uid)?.seen.borrow().clone())
     }
 
-    /// Waits until run `run` has a VMM or has ended, at most `patience`: who then looks sees more than that it is
-    /// being prepared.
-    pub async fn begun(&self, uid: &str, run: u64, patience: Duration) {
+    /// Waits until run `run` has come to `milestone` or has ended, at most `patience`: who then looks sees more than
+    /// that it is being prepared.
+    pub async fn reached(&self, uid: &str, run: u64, milestone: Milestone, patience: Duration) {
         let Some(mut seen) = self.handles().get(uid).map(|handle| handle.seen.clone()) else {
             return;
         };
-        let begun = seen.wait_for(|seen| {
+        let reached = seen.wait_for(|seen| {
             let ended = seen.termination.as_ref().is_some_and(|end| end.run >= run);
-            seen.run >= run && (ended || seen.phase != Phase::Preparing)
+            let made = milestone == Milestone::Disk && seen.disk.is_some();
+            seen.run >= run && (ended || made || seen.phase != Phase::Preparing)
         });
         // Later is told later, and so is a machine that is gone.
-        let _ = tokio::time::timeout(patience, begun).await;
+        let _ = tokio::time::timeout(patience, reached).await;
     }
 
     /// The uids of all machines that have anything on this host, in order.

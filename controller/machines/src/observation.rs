@@ -46,6 +46,15 @@ pub struct Observation {
     pub problem: Option<String>,
 }
 
+/// A step of a start that can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// The machine has its root disk.
+    Disk,
+    /// Its VMM was executed.
+    Vmm,
+}
+
 /// Where in its life a machine is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use kit::{Kit, answers, delete, kernel, pid, port, signal, stop, uid};
-use vmlet_machines::{Config, Goal, Phase, Terminal, TerminalError, TerminationReason as Reason};
+use vmlet_machines::{Config, Goal, Milestone, Phase, Terminal, TerminalError, TerminationReason as Reason};
 
 #[tokio::test]
 async fn a_guest_that_powers_off_or_resets_before_it_is_ready_failed_to_boot() {
@@ -107,6 +107,18 @@ async fn a_vmm_that_never_answers_is_given_up_at_its_deadline() {
     agent.apply(&uid, kit.run(1, ""));
     let end = agent.expect_end(&uid, 1, Reason::StartFailed).await;
     assert!(end.message.contains("the VMM did not start"), "{}", end.message);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_disk_of_a_new_machine_then_sees_it() {
+    let Some(kit) = Kit::tiny(kernel::HALT) else { return };
+    let (mut agent, uid) = (kit::open(sleeper(&kit)).await, uid());
+    agent.apply(&uid, kit.run(1, ""));
+    let patience = Duration::from_secs(60);
+    agent.machines.reached(&uid, 1, Milestone::Disk, patience).await;
+    let seen = agent.seen(&uid);
+    assert!(seen.disk.is_some(), "{seen:?}");
+    agent.delete(&uid).await;
 }
 
 #[tokio::test]

@@ -268,7 +268,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                             },
                         );
                         if starting {
-                            cx.machines.begun(uid, run, START).await;
+                            cx.machines
+                                .reached(uid, run, status::first_news(&memory.status), START)
+                                .await;
                         }
                     }
                 }

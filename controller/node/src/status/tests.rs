@@ -127,6 +127,18 @@ fn a_machine_whose_vmm_was_not_executed_yet_is_not_said_to_run() {
 }
 
 #[test]
+fn who_waited_for_an_image_hears_of_the_disk_before_the_vmm() {
+    let mut case = Case::new();
+    assert_eq!(first_news(&VirtualMachineStatus::default()), Milestone::Vmm);
+    assert_eq!(first_news(&case.status()), Milestone::Vmm);
+    case.image = Part::Waiting {
+        reason: "Pulling",
+        message: "1 of 2 MiB".into(),
+    };
+    assert_eq!(first_news(&case.status()), Milestone::Disk);
+}
+
+#[test]
 fn a_machine_that_runs_stays_ready_when_its_image_cannot_be_had_any_more() {
     let mut case = Case::new().phase(Phase::Running { guest_ready: true });
     case.image = Part::Failed {
