@@ -1,15 +1,17 @@
 //! A VM without a node gets one. Which one is pure: the Ready node with the most memory left.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
-use kube::api::{ListParams, Patch, PatchParams};
+use futures::{StreamExt, TryStreamExt};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config as ControllerConfig};
-use kube::runtime::reflector::Store;
+use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::Config as WatchConfig;
-use kube::{Api, Client, ResourceExt, runtime::Controller};
+use kube::runtime::{Controller, PredicateConfig, WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use vmlet_crds::{RunStrategy, VMNode, VirtualMachine, is_another_object, quantity_value, status_patch};
@@ -19,10 +21,10 @@ use crate::nodes::LostNodes;
 use crate::{FIELD_MANAGER, WatchEnded};
 
 /// How soon a VM that found no node is looked at again.
-const RETRY: Duration = Duration::from_secs(5);
+pub(crate) const RETRY: Duration = Duration::from_secs(5);
 
 /// A node as the binder sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
     /// Its name.
     pub name: String,
@@ -96,6 +98,7 @@ impl Assumed {
 struct Context {
     client: Client,
     lost: LostNodes,
+    nodes: Store<VMNode>,
     vms: Store<VirtualMachine>,
     assumed: Mutex<Assumed>,
 }
@@ -103,15 +106,26 @@ struct Context {
 /// Binds VMs until `shutdown`.
 pub(crate) async fn run(client: Client, lost: LostNodes, shutdown: CancellationToken) -> Result<(), WatchEnded> {
     let controller = Controller::new(Api::<VirtualMachine>::all(client.clone()), WatchConfig::default());
+    let (nodes, writer) = reflector::store();
+    let changed = watcher(Api::<VMNode>::all(client.clone()), WatchConfig::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(what_counts, PredicateConfig::default())
+        .inspect_err(|error| tracing::warn!(%error, "the watch on nodes failed; tried again"))
+        .filter_map(|node| async { node.ok().map(drop) });
     let cx = Arc::new(Context {
         client,
         lost,
+        nodes,
         vms: controller.store(),
         assumed: Mutex::default(),
     });
     // One at a time: each choice must see the one before.
     let controller = controller
         .with_config(ControllerConfig::default().concurrency(1))
+        // Those that found none go to a node as soon as it is there.
+        .reconcile_all_on(changed)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(
             bind,
@@ -139,7 +153,10 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    match choose(&candidates(&cx).await?, memory) {
+    if cx.nodes.wait_until_ready().await.is_err() {
+        return Ok(Action::requeue(RETRY));
+    }
+    match choose(&candidates(&cx), memory) {
         Ok(node) => {
             let patch = json!([
                 {"op": "test", "path": "/metadata/resourceVersion", "value": vm.resource_version()},
@@ -184,31 +201,35 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
     }
 }
 
-async fn candidates(cx: &Context) -> Result<Vec<Candidate>, kube::Error> {
-    // Any version will do: the newest is one that kube-apiserver waits for, up to 100 ms.
-    let nodes = Api::<VMNode>::all(cx.client.clone())
-        .list(&ListParams::default().match_any())
-        .await?;
+fn candidates(cx: &Context) -> Vec<Candidate> {
     let vms = cx.vms.state();
     let used = lock(&cx.assumed).used(vms.iter().map(AsRef::as_ref));
     let lost = lock(&cx.lost).clone();
-    Ok(nodes
-        .into_iter()
-        .map(|node| {
-            let name = node.name_any();
-            let status = node.status.unwrap_or_default();
-            Candidate {
-                ready: status
-                    .conditions
-                    .iter()
-                    .any(|c| c.type_ == "Ready" && c.status == "True")
-                    && !lost.contains(&name),
-                allocatable: status.allocatable.get("memory").and_then(quantity_value).unwrap_or(0),
-                used: used.get(&name).copied().unwrap_or(0),
-                name,
-            }
-        })
-        .collect())
+    let mut candidates: Vec<Candidate> = cx.nodes.state().iter().map(|node| candidate(node)).collect();
+    for candidate in &mut candidates {
+        candidate.ready &= !lost.contains(&candidate.name);
+        candidate.used = used.get(&candidate.name).copied().unwrap_or(0);
+    }
+    candidates
+}
+
+/// What of a node changes a choice. How many machines it runs does not: those are counted here.
+fn what_counts(node: &VMNode) -> Option<u64> {
+    let mut hasher = std::hash::DefaultHasher::new();
+    candidate(node).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// A node by what it says of itself.
+fn candidate(node: &VMNode) -> Candidate {
+    let status = node.status.as_ref();
+    let memory = status.and_then(|status| status.allocatable.get("memory"));
+    Candidate {
+        name: node.name_any(),
+        ready: status.is_some_and(|s| s.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
+        allocatable: memory.and_then(quantity_value).unwrap_or(0),
+        used: 0,
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -65,15 +65,23 @@ impl World {
 
     /// Waits until status, reason and message of Ready are as wanted.
     async fn ready(&self, path: &str, wanted: impl Fn(&str, &str, &str) -> bool) {
+        self.seen(path, |object| {
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let word = |c: &Value, key: &str| c[key].as_str().unwrap_or_default().to_owned();
+            let ready = conditions.iter().find(|c| c["type"] == "Ready");
+            ready.is_some_and(|c| wanted(&word(c, "status"), &word(c, "reason"), &word(c, "message")))
+        })
+        .await;
+    }
+
+    /// Waits until an object is as wanted.
+    async fn seen(&self, path: &str, wanted: impl Fn(&Value) -> bool) {
         let mut last = Value::Null;
         let seen = async {
             let mut changes = self.api.changes();
             loop {
                 last = self.api.get(&format!("{BASE}/{path}")).unwrap_or_default();
-                let conditions = last["status"]["conditions"].as_array().cloned().unwrap_or_default();
-                let word = |c: &Value, key: &str| c[key].as_str().unwrap_or_default().to_owned();
-                let ready = conditions.iter().find(|c| c["type"] == "Ready");
-                if ready.is_some_and(|c| wanted(&word(c, "status"), &word(c, "reason"), &word(c, "message"))) {
+                if wanted(&last) {
                     return;
                 }
                 let _ = changes.recv().await;
@@ -142,6 +150,33 @@ async fn an_image_that_waits_for_its_pull_secret_goes_on_as_soon_as_it_is_there(
         .await;
     assert!(
         before.elapsed() < crate::resolver::POLL,
+        "by a wake-up, not by looking again"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_found_no_node_is_bound_as_soon_as_one_is_ready() {
+    let machine = json!({"kind": "VirtualMachine", "metadata": {"name": "b", "uid": "b", "resourceVersion": "1"},
+        "spec": {"imageRef": {"name": "i"}, "memory": {"size": "1Gi"}}});
+    let world = World::new(&[("virtualmachines/b", machine)]).await;
+    world
+        .ready("virtualmachines/b", |is, why, message| {
+            (is, why) == ("False", "NoNode") && message.contains("no VMNode exists")
+        })
+        .await;
+    let before = std::time::Instant::now();
+    world.api.put(
+        "/apis/vmlet.dev/v1alpha1/vmnodes/n",
+        json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "VMNode", "metadata": {"name": "n"}, "spec": {},
+            "status": {"allocatable": {"memory": "2Gi"}, "conditions": [{"type": "Ready", "status": "True",
+                "reason": "Ready", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
+    );
+    world
+        .seen("virtualmachines/b", |vm| vm["spec"]["nodeName"] == "n")
+        .await;
+    assert!(
+        before.elapsed() < crate::binder::RETRY,
         "by a wake-up, not by looking again"
     );
     world.end().await;
