@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client};
+use reqwest::Client;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::addresses::{Filtered, Lookup};
+use super::authorities;
 use super::config::Registries;
 use crate::error::{PullError, Reason};
 
@@ -46,7 +50,7 @@ impl Clients {
         // reqwest comes without cryptography of its own and takes the process's. Where the program has
         // chosen none yet, this is the choice; losing that race to somebody else is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let usual = pair(&registries, stall, lookup, &[])?;
+        let usual = pair(&registries, stall, lookup, Vec::new())?;
         Ok(Clients {
             registries,
             stall,
@@ -75,7 +79,7 @@ impl Clients {
             .map_err(|error| error.to_string())
             .and_then(|now| Ok((now, read_ca(path)?)))
             .and_then(|(now, ca)| {
-                let pair = pair(&self.registries, self.stall, self.lookup, &ca).map_err(|error| error.message)?;
+                let pair = pair(&self.registries, self.stall, self.lookup, ca).map_err(|error| error.message)?;
                 Ok((now, pair))
             });
         match (fresh, before) {
@@ -104,20 +108,35 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub fn read_ca(path: &Path) -> Result<Vec<Certificate>, String> {
+pub fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let length = path.metadata().map_err(|error| error.to_string())?.len();
     if length > MAX_CA {
         return Err(format!("it is larger than {MAX_CA} bytes"));
     }
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    match Certificate::from_pem_bundle(&bytes) {
-        Ok(found) if found.is_empty() => Err("there is no certificate in PEM form in it".to_owned()),
-        Ok(found) => Ok(found),
-        Err(error) => Err(format!("it holds no certificates in PEM form: {error}")),
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let found = found.map_err(|error| format!("it holds no certificates in PEM form: {error}"))?;
+    if found.is_empty() {
+        return Err("there is no certificate in PEM form in it".to_owned());
     }
+    // Now, where it can still be said of this file.
+    let mut store = RootCertStore::empty();
+    for certificate in &found {
+        let added = store.add(certificate.clone());
+        added.map_err(|error| format!("a certificate in it is no authority's: {error}"))?;
+    }
+    Ok(found)
 }
 
-fn pair(registries: &Registries, stall: Duration, lookup: Lookup, ca: &[Certificate]) -> Result<Pair, PullError> {
+fn pair(
+    registries: &Registries,
+    stall: Duration,
+    lookup: Lookup,
+    ca: Vec<CertificateDer<'static>>,
+) -> Result<Pair, PullError> {
+    let failed =
+        |error: &dyn std::fmt::Display| PullError::new(Reason::Internal, format!("cannot set up TLS: {error}"));
+    let tls = authorities::config(ca).map_err(|error| failed(&error))?;
     let free: Arc<[String]> = registries.proxy_hosts().into();
     let client = |own| {
         let ways = registries.clone();
@@ -127,14 +146,14 @@ fn pair(registries: &Registries, stall: Duration, lookup: Lookup, ca: &[Certific
             .connect_timeout(CONNECT)
             .read_timeout(stall)
             .proxy(reqwest::Proxy::custom(move |url| ways.proxy(url)))
-            .tls_certs_merge(ca.iter().cloned())
+            .tls_backend_preconfigured(tls.clone())
             .dns_resolver(Arc::new(Filtered {
                 own,
                 lookup,
                 free: free.clone(),
             }))
             .build()
-            .map_err(|error| PullError::new(Reason::Internal, format!("cannot set up TLS: {error}")))
+            .map_err(|error| failed(&error))
     };
     Ok(Pair {
         named: client(true)?,

@@ -361,8 +361,11 @@ fn about_certificate(cause: &(dyn std::error::Error + 'static)) -> Option<&'stat
         Some(error) => return about_certificate(error.get_ref()?),
         None => cause.downcast_ref::<rustls::Error>()?,
     };
-    let rustls::Error::InvalidCertificate(why) = tls else {
-        return None;
+    let why = match tls {
+        rustls::Error::InvalidCertificate(why) => why,
+        // Of this machine's authorities: it says itself what to do.
+        rustls::Error::General(_) => return Some(""),
+        _ => return None,
     };
     Some(match why {
         C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {

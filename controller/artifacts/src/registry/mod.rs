@@ -12,6 +12,7 @@
 
 mod addresses;
 mod auth;
+mod authorities;
 pub mod blob;
 mod clients;
 pub mod config;

@@ -126,6 +126,19 @@ fn key(dir: &Path) -> Option<(std::path::PathBuf, String)> {
     Some((path, public.trim().to_owned()))
 }
 
+#[test]
+fn a_machine_without_certificate_authorities_still_asks_its_own_registry() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // Nobody answers there; that it was asked is what counts.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
+    command
+        .args(["image", "build", &format!("127.0.0.1:{port}/guest:latest"), "--output"])
+        .arg(dir.path().join("disk"))
+        .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| (name, dir.path().join("none"))));
+    refused(command, "no connection")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_and_a_script_reach_a_machine() -> Result<()> {
     let Some(parts) = prerequisites() else {
