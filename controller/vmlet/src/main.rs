@@ -4,6 +4,7 @@ mod admin;
 mod check;
 mod cli;
 mod console;
+mod heap;
 mod image;
 mod kernel;
 mod logs;

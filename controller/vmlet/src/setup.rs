@@ -9,23 +9,14 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{ApiArgs, Cli, Command, Image, Kernel, LogFormat};
+use crate::heap;
 
 /// How long the API may take until it begins to answer.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Lets all threads share two heaps: with the eight per processor that glibc allows, what one thread freed is of no use
-/// to the others, and a resident process stays a third larger.
-fn bound_arenas() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: a setting of the allocator, made before there is another thread. A refusal changes nothing.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-    }
-}
-
 /// Does what the command line says.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    bound_arenas();
+    heap::bound();
     // The agent's files are root's alone; what others may read gets its mode explicitly.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?} is not a log filter", cli.log))?;
@@ -47,6 +38,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         .build()
         .context("the async runtime")?;
     runtime.block_on(async {
+        if let Command::Standalone(_) | Command::Agent(_) | Command::Controller(_) = &cli.command {
+            tokio::spawn(heap::give_back());
+        }
         match cli.command {
             Command::Standalone(args) => crate::standalone::run(args, stop_signal()?)
                 .await
