@@ -8,6 +8,7 @@ use indicatif::HumanBytes;
 use vmlet_machines::{Finding, Level, probe};
 
 use crate::cli::Check;
+use crate::output;
 
 /// Prints one line a finding. The exit status is 0 when virtual machines can run.
 pub fn run(args: &Check) -> Result<ExitCode> {
@@ -15,27 +16,25 @@ pub fn run(args: &Check) -> Result<ExitCode> {
     let mut findings = facts.findings;
     findings.push(data_dir(&args.data_dir));
     let mut worst = Level::Ok;
+    let mut text = String::new();
     for finding in &findings {
         let mark = match finding.level {
             Level::Ok => "ok     ",
             Level::Warning => "warning",
             Level::Failure => "FAILURE",
         };
-        println!("{mark}  {:<12} {}", finding.name, finding.message);
+        text += &format!("{mark}  {:<12} {}\n", finding.name, finding.message);
         if let Some(remedy) = &finding.remedy {
-            println!("{:22} -> {remedy}", "");
+            text += &format!("{:22} -> {remedy}\n", "");
         }
         worst = worst.max(finding.level);
     }
-    println!();
-    println!(
-        "{}",
-        match worst {
-            Level::Ok => "virtual machines can run here",
-            Level::Warning => "virtual machines can run here, with what the warnings say",
-            Level::Failure => "virtual machines cannot run here",
-        }
-    );
+    let conclusion = match worst {
+        Level::Ok => "virtual machines can run here",
+        Level::Warning => "virtual machines can run here, with what the warnings say",
+        Level::Failure => "virtual machines cannot run here",
+    };
+    output::print(&format!("{text}\n{conclusion}\n"))?;
     Ok(if worst == Level::Failure {
         ExitCode::FAILURE
     } else {

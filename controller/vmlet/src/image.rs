@@ -13,7 +13,7 @@ use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::registry::config::DEFAULT_PATH;
 
 use crate::cli::ImageBuild;
-use crate::registries;
+use crate::{output, registries};
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
@@ -59,13 +59,17 @@ pub async fn build(args: ImageBuild) -> Result<()> {
     let result = build_image_file(build, progress).await;
     shown.abort();
     let disk = result.with_context(|| args.reference.clone())?;
-    println!(
-        "{} {} ({} on disk) {}",
+    let made = format!(
+        "{} {} ({} on disk) {}\n",
         args.output.display(),
         HumanBytes(disk.size_bytes),
         HumanBytes(disk.allocated_bytes),
         disk.digest
     );
+    // The file is there and whole, and that is what the exit status tells.
+    if let Err(error) = output::print(&made) {
+        tracing::warn!("{error:#}: {}", made.trim_end());
+    }
     Ok(())
 }
 

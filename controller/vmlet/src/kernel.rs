@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use vmlet_artifacts::kernel_package::{self, Source};
 
 use crate::cli::KernelPackage;
+use crate::output;
 
 /// Makes an OCI layout from a package or a directory.
 pub fn package(args: &KernelPackage) -> Result<()> {
@@ -13,6 +14,10 @@ pub fn package(args: &KernelPackage) -> Result<()> {
         (None, None) => anyhow::bail!("give --from-deb or --from-dir"),
     };
     let made = kernel_package::package(&source, &args.output).with_context(|| format!("{}", what.display()))?;
-    println!("{} kernel {} ({})", args.output.display(), made.version, made.digest);
+    let made = format!("{} kernel {} ({})\n", args.output.display(), made.version, made.digest);
+    // The layout is there and whole, and that is what the exit status tells.
+    if let Err(error) = output::print(&made) {
+        tracing::warn!("{error:#}: {}", made.trim_end());
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod image;
 mod kernel;
 mod logs;
 mod node;
+mod output;
 mod registries;
 mod setup;
 mod ssh;

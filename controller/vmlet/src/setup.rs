@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{ApiArgs, Cli, Command, Image, Kernel, LogFormat};
-use crate::heap;
+use crate::{heap, output};
 
 /// How long the API may take until it begins to answer.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,9 +78,11 @@ pub fn causes(error: &anyhow::Error) -> String {
 }
 
 fn crds() -> Result<ExitCode> {
+    let mut text = String::new();
     for crd in vmlet_crds::all() {
-        println!("---\n{}", vmlet_crds::to_yaml(&crd)?.trim_end());
+        text += &format!("---\n{}\n", vmlet_crds::to_yaml(&crd)?.trim_end());
     }
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -127,6 +127,37 @@ fn key(dir: &Path) -> Option<(std::path::PathBuf, String)> {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one() -> Result<()> {
+    let says = |args: &[&str], out: Stdio| -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
+        let output = command.args(args).stdout(out).stderr(Stdio::piped()).spawn()?;
+        let output = output.wait_with_output()?;
+        Ok((output.status.code(), text(&output.stderr)))
+    };
+    let nobody = || {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        anyhow::Ok(Stdio::from(writer))
+    };
+    let full = || anyhow::Ok(Stdio::from(File::options().write(true).open("/dev/full")?));
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("data").display().to_string();
+    for args in [vec!["crds"], vec!["check", "--data-dir", &data]] {
+        let (code, said) = says(&args, nobody()?)?;
+        ensure!(
+            code.is_some() && code != Some(101) && said.is_empty(),
+            "{args:?}: {code:?} {said}"
+        );
+        let (code, said) = says(&args, full()?)?;
+        ensure!(
+            code == Some(1) && said.contains("standard output"),
+            "{args:?}: {code:?} {said}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn a_machine_without_certificate_authorities_still_asks_its_own_registry() -> Result<()> {
     let dir = tempfile::tempdir()?;
     // Nobody answers there; that it was asked is what counts.
