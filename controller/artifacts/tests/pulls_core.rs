@@ -605,3 +605,22 @@ fn when_the_one_who_might_do_better_has_left_the_back_off_goes_on() {
     };
     assert!(until >= secs(270), "{until:?}");
 }
+
+#[test]
+fn who_failed_with_a_source_of_ones_own_is_told_of_that_one_and_not_of_anothers() {
+    let mut core = TestCore::new(SLOTS, 0);
+    for n in 0..3 {
+        core.handle(secs(0), ensure(n, 1, n));
+    }
+    for (run, reason) in [(1, Reason::WrongDigest), (2, Reason::UnsupportedFormat)] {
+        let result = Err(PullError::new(reason, format!("source {}", run - 1)));
+        let run = RunId(run);
+        core.handle(secs(1), Input::Done { run, result });
+    }
+    let told = |n| match core.view(&asker(n, &key(1))) {
+        Some(View::Paused { error: Some(error), .. }) => error.message,
+        other => format!("{other:?}"),
+    };
+    // The third was not asked, for what the second brought is no better anywhere.
+    assert_eq!([told(0), told(1), told(2)], ["source 0", "source 1", "source 1"]);
+}

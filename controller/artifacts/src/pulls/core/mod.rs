@@ -57,6 +57,8 @@ struct Party<J, V> {
     turn: u64,
     /// Of keys whose results are kept.
     answer: Option<V>,
+    /// The last failure of its own offer. That of another's speaks of another's source.
+    error: Option<PullError>,
 }
 
 #[derive(Debug)]
@@ -150,10 +152,12 @@ impl<J: Clone, V: Clone> Core<J, V> {
     pub fn view(&self, asker: &Asker) -> Option<View<V>> {
         let key = self.askers.get(asker)?;
         let entry = self.entries.get(key)?;
-        if let Some(answer) = entry.parties.get(asker).and_then(|party| party.answer.clone()) {
+        let party = entry.parties.get(asker);
+        if let Some(answer) = party.and_then(|party| party.answer.clone()) {
             return Some(View::Ready(answer));
         }
-        let before = entry.error.clone();
+        let own = party.and_then(|party| party.error.as_ref());
+        let before = entry.error.as_ref().map(|error| own.unwrap_or(error).clone());
         Some(match &entry.phase {
             Phase::Queued => {
                 let queue = &self.lane_ref(key.lane()).queue;
@@ -196,6 +200,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
             offer,
             turn,
             answer: None,
+            error: None,
         };
         let Some(entry) = self.entries.get_mut(&key) else {
             let entry = Entry {
@@ -321,6 +326,7 @@ impl<J: Clone, V: Clone> Core<J, V> {
         let Some(entry) = self.entries.get_mut(key) else { return };
         for party in entry.parties.values_mut().filter(|p| p.offer.id == offer) {
             party.turn = last_turn;
+            party.error = Some(error.clone());
         }
         if error.reason.depends_on_asker() {
             entry.refused.insert(offer);
@@ -460,6 +466,9 @@ impl<J, V> Entry<J, V> {
     fn settle(&mut self) {
         self.phase = Phase::Settled;
         self.error = None;
+        for party in self.parties.values_mut() {
+            party.error = None;
+        }
         self.failures = 0;
         self.refused.clear();
     }
