@@ -23,11 +23,74 @@ fn h10_an_absolute_target_of_a_hard_link_means_the_images_root() {
 }
 
 #[test]
+fn h10_an_absolute_target_is_found_in_lower_layers_also_through_linked_directories() {
+    let lower = [dir("usr"), dir("usr/lib"), file("usr/lib/a", "x")];
+    let middle = [
+        symlink("lib", "usr/lib"),
+        symlink("far", "/usr/lib"),
+        symlink("up", "../../lib"),
+    ];
+    let upper = ["/usr/lib/a", "/lib/a", "/far/a", "/up/a", "//./lib//a"];
+    let mut upper: Vec<Member> = (0..).zip(upper).map(|(n, to)| hardlink(&format!("l{n}"), to)).collect();
+    // The link's own directory is found in the same way.
+    upper.push(hardlink("/lib/b", "/far/a"));
+    let found = list(&[&lower, &middle, &upper]);
+    for name in ["/l0", "/l1", "/l2", "/l3", "/l4", "/usr/lib/a", "/usr/lib/b"] {
+        assert_eq!(found[name], "\"x\" x7", "{name}");
+    }
+    let whole = [&lower[..], &middle[..], &upper[..]].concat();
+    assert_eq!(list(&[&whole]), found, "in one layer");
+    let disk = on_disk([&lower[..], &middle, &upper].map(tar).to_vec()).unwrap();
+    let stat = debugfs(disk.path(), "stat /l3");
+    assert!(stat.contains("Links: 7"), "{stat}");
+    // What the upper layer has put in the way counts.
+    let moved = [
+        dir("new"),
+        file("new/a", "y"),
+        symlink("lib", "/new"),
+        hardlink("b", "/lib/a"),
+    ];
+    let found = list(&[&lower, &middle, &moved]);
+    assert_eq!(
+        (&*found["/b"], &*found["/usr/lib/a"]),
+        ("\"y\" x2", "\"x\""),
+        "{found:?}"
+    );
+    malformed(&[&lower, &[hardlink("b", "/lib/a")]], "does not exist");
+}
+
+#[test]
 fn h11_a_hard_link_to_a_symbolic_link_is_a_name_of_the_link() {
     both(
         &[file("a", "x"), symlink("l", "a"), hardlink("m", "l")],
         &[("/a", "\"x\""), ("/l", "-> a x2"), ("/m", "-> a x2")],
     );
+}
+
+#[test]
+fn h11_a_symbolic_link_of_a_lower_layer_is_linked_itself_wherever_it_leads() {
+    // To a file, to a directory, to nothing, to itself, and out of the image.
+    for target in ["f", "d", "/missing", "l", "../../etc/passwd"] {
+        let lower = [dir("d"), file("d/f", "x"), file("f", "y"), symlink("d/l", target)];
+        let upper = [symlink("way", "/d"), hardlink("m", "/way/l"), hardlink("d/n", "m")];
+        let mut found = list(&[&lower, &upper]);
+        for name in ["/d/l", "/m", "/d/n"] {
+            assert_eq!(found.remove(name), Some(format!("-> {target} x3")), "{name}");
+        }
+        let rest = [("/d", "dir"), ("/d/f", "\"x\""), ("/f", "\"y\""), ("/way", "-> /d")];
+        assert_eq!(found, tree(&rest));
+        let disk = on_disk([&lower[..], &upper].map(tar).to_vec()).unwrap();
+        let stat = ["/d/l", "/m", "/d/n"].map(|name| debugfs(disk.path(), &format!("stat {name}")));
+        assert!(
+            stat[0].contains("Type: symlink") && stat[0].contains("Links: 3"),
+            "{}",
+            stat[0]
+        );
+        assert!(stat[0] == stat[1] && stat[0] == stat[2], "one inode: {stat:?}");
+        // The name that was first may go.
+        let gone = list(&[&lower, &upper, &[file("d/.wh.l", "")]]);
+        assert_eq!((gone.get("/d/l"), &*gone["/m"]), (None, &*format!("-> {target} x2")));
+    }
 }
 
 #[test]
