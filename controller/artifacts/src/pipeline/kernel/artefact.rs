@@ -268,7 +268,7 @@ pub fn modules_disk(
     let top = tree.lookup(root.as_bytes()).map_err(wrong)?;
     let top = top.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{what}: there is no {root} in them")))?;
     store
-        .finish_below(tree, top)
+        .finish_below(tree, top, cancel)
         .map_err(|error| failure::store(what, error))?;
     Ok(())
 }
