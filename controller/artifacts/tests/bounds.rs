@@ -95,6 +95,8 @@ fn the_bounds_are_those_that_the_documents_name() {
         (limits.uncompressed_bytes, limits.zstd_window_bytes),
         (64 << 30, 128 << 20)
     );
+    assert_eq!((limits.kernel_bytes, limits.initrd_bytes), (512 << 20, 2 << 30));
+    assert_eq!(limits.stall_timeout.as_secs(), 60);
 }
 
 /// An image whose manifest and configuration have so many bytes, the rest of them spaces.
