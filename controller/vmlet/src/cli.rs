@@ -170,8 +170,9 @@ impl From<&LimitArgs> for Limits {
     }
 }
 
-/// What is said about registries.
+/// What is said about registries. It and what comes after it stand below no heading, also behind those that do.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = None::<&'static str>)]
 pub struct RegistryArgs {
     /// Registry configuration: mirrors, plain HTTP, own authorities, proxies. Defaults to /etc/vmlet/registries.conf, if it
     /// exists.
@@ -388,6 +389,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn only_bounds_stand_below_their_heading() {
+        let mut all = <Cli as clap::CommandFactory>::command();
+        all.build();
+        for name in ["standalone", "agent"] {
+            let command = all.find_subcommand(name).expect("there is one");
+            let below = command.get_arguments().filter(|arg| arg.get_help_heading().is_some());
+            let below: Vec<_> = below.filter_map(clap::Arg::get_long).collect();
+            assert_eq!(
+                (below.first(), below.last()),
+                (Some(&"max-manifest-mib"), Some(&"max-initrd-mib"))
+            );
+            assert_eq!(below.len(), 10, "{below:?}");
+        }
     }
 
     #[test]
