@@ -149,7 +149,9 @@ fn disk(layers: &[Vec<u8>]) -> Result<Vec<u8>, String> {
     let inputs = layers.iter().map(input).collect();
     let tree = flatten(inputs, &mut store, &limits(), &Default::default(), &|| ())
         .map_err(|(at, error)| format!("{at}: {error}"))?;
-    store.finish(tree).map_err(|error| error.to_string())?;
+    store
+        .finish(tree, &Default::default())
+        .map_err(|error| error.to_string())?;
     Ok(data(&reading))
 }
 

@@ -320,6 +320,10 @@ pub struct Limits {
     pub uncompressed_bytes: u64,
     /// Bytes of a zstd window.
     pub zstd_window_bytes: u64,
+    /// Bytes of a kernel, as it comes and expanded: both are held in memory.
+    pub kernel_bytes: u64,
+    /// Bytes of a kernel's own initrd.
+    pub initrd_bytes: u64,
     /// How long a transfer may stand still.
     pub stall_timeout: Duration,
 }
@@ -335,6 +339,9 @@ impl Default for Limits {
             path_bytes: 4096,
             uncompressed_bytes: 64 << 30,
             zstd_window_bytes: 128 << 20,
+            // A vmlinux without debug information has some 50 MiB.
+            kernel_bytes: 512 << 20,
+            initrd_bytes: 2 << 30,
             stall_timeout: Duration::from_secs(60),
         }
     }

@@ -13,17 +13,19 @@ use support::raw::{Member, apply, dir, file, hardlink, list, member, open_tar, s
 use support::scripted::{Image, open_with, source};
 use support::web::{Reply, Web};
 use support::{Tar, gzip, image, zstd};
-use vmlet_artifacts::layers::LayerError;
+use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::layers::apply::{Content, Input, Store, flatten};
 use vmlet_artifacts::layers::budget::Budget;
 use vmlet_artifacts::layers::decode::decoder;
+use vmlet_artifacts::layers::disk::DiskStore;
 use vmlet_artifacts::layers::member::Segment;
 use vmlet_artifacts::layers::merge::{Layer, Tree};
+use vmlet_artifacts::layers::{LayerError, StoreError};
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::reference::Digest;
 use vmlet_artifacts::types::{Failure, ImageDisk, Limits, Source};
-use vmlet_ext4::Size;
+use vmlet_ext4::{Options, Size, Writer};
 
 /// Reads everything and keeps nothing but the number of pieces that are holes.
 #[derive(Default)]
@@ -93,6 +95,8 @@ fn the_bounds_are_those_that_the_documents_name() {
         (limits.uncompressed_bytes, limits.zstd_window_bytes),
         (64 << 30, 128 << 20)
     );
+    assert_eq!((limits.kernel_bytes, limits.initrd_bytes), (512 << 20, 2 << 30));
+    assert_eq!(limits.stall_timeout.as_secs(), 60);
 }
 
 /// An image whose manifest and configuration have so many bytes, the rest of them spaces.
@@ -520,8 +524,8 @@ fn an_entry_is_not_worth_walking_more_than_128_components() {
 }
 
 #[test]
-fn a_merge_ends_soon_after_nobody_wants_it() {
-    let cancel = tokio_util::sync::CancellationToken::new();
+fn a_merge_and_its_disk_end_soon_after_nobody_wants_them() {
+    let cancel = CancellationToken::new();
     let cancelled = |error: LayerError| match error {
         LayerError::Read(error) => error.to_string().contains("nobody wants it"),
         _ => false,
@@ -537,12 +541,29 @@ fn a_merge_ends_soon_after_nobody_wants_it() {
     cancel.cancel();
     assert!(cancelled(tree.apply(layer(whiteouts)).unwrap_err()));
     // Reading, also where all bytes are there.
-    let input = Input {
-        bytes: Box::new(Cursor::new(tar(&[file("f", "x")]))),
-        diff_id: None,
+    let layers = || {
+        vec![Input {
+            bytes: Box::new(Cursor::new(tar(&[file("f", "x")]))),
+            diff_id: None,
+        }]
     };
-    let merged = flatten(vec![input], &mut Counts::default(), &Limits::default(), &cancel, &|| ());
+    let merged = flatten(layers(), &mut Counts::default(), &Limits::default(), &cancel, &|| ());
     assert!(cancelled(merged.map(drop).unwrap_err().1));
+    // Writing what was merged while somebody wanted it: nothing of it is left.
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    let options = Options::new([1; 16], [2; 16], Size::Fixed(256 << 20));
+    let mut store = DiskStore::new(Writer::create(disk.reopen().unwrap(), options).unwrap());
+    let wanted = CancellationToken::new();
+    let Ok(tree) = flatten(layers(), &mut store, &Limits::default(), &wanted, &|| ()) else {
+        panic!("it is wanted")
+    };
+    wanted.cancel();
+    let error = store.finish(tree, &wanted).unwrap_err();
+    assert!(
+        matches!(error, StoreError::Ext4(vmlet_ext4::Error::Abandoned)),
+        "{error}"
+    );
+    assert_eq!(disk.as_file().metadata().unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

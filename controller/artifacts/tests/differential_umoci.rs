@@ -176,7 +176,7 @@ fn ours(layers: &[Vec<u8>]) -> Tree {
     let tree = flatten(inputs, &mut store, &Limits::default(), &Default::default(), &|| ())
         .map_err(|(_, error)| error)
         .unwrap();
-    store.finish(tree).unwrap();
+    store.finish(tree, &Default::default()).unwrap();
     support::check(place.path());
     let mut tree = reader::Image::open(place.path()).tree();
     for entry in tree.values_mut() {

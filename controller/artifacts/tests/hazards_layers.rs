@@ -1,5 +1,6 @@
 //! What a member's header says, across layers: the upper layer's word replaces the lower one's whole, and what is
-//! damaged or odd in one layer changes nothing in another. The same hazards within one layer: hazards_members.rs.
+//! damaged or odd in one layer changes nothing in another. The same hazards within one layer: hazards_members.rs
+//! and hazards_attributes.rs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 

@@ -1,4 +1,4 @@
-//! Hazards of names, links and whiteouts, within one layer and across layers.
+//! Hazards of names, symbolic links and whiteouts, within one layer and across layers. Hard links: hazards_links.rs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -6,25 +6,11 @@
 mod support;
 
 use support::raw::{
-    Member, apply, attributes, dir, file, hardlink, list, listed, member, merge, refused, seal, symlink, tar, tree,
-    xattrs,
+    Member, apply, attributes, both, dir, file, hardlink, list, listed, malformed, member, merge, refused, seal,
+    symlink, tar, tree, xattrs,
 };
 use vmlet_artifacts::layers::LayerError;
 use vmlet_artifacts::types::Limits;
-
-/// The same members as one layer, and as one layer each.
-fn both(members: &[Member], expected: &[(&str, &str)]) {
-    assert_eq!(list(&[members]), tree(expected), "in one layer");
-    let single: Vec<&[Member]> = members.chunks(1).collect();
-    assert_eq!(list(&single), tree(expected), "in layers of their own");
-}
-
-fn malformed(layers: &[&[Member]], part: &str) {
-    match refused(layers) {
-        LayerError::Malformed(why) => assert!(why.contains(part), "{why}"),
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn h01_a_member_that_climbs_is_refused() {
@@ -168,77 +154,6 @@ fn h08_a_loop_of_links_in_the_way_is_refused() {
     }
     chain.push(file("l39/x", "x"));
     assert!(list(&[&chain]).contains_key("/end/x"));
-}
-
-#[test]
-fn h09_a_hard_link_out_of_the_root_is_refused() {
-    malformed(&[&[hardlink("a", "../../etc/passwd")]], "`..`");
-}
-
-#[test]
-fn h10_an_absolute_target_of_a_hard_link_means_the_images_root() {
-    both(
-        &[file("a", "x"), hardlink("b", "/a")],
-        &[("/a", "\"x\" x2"), ("/b", "\"x\" x2")],
-    );
-}
-
-#[test]
-fn h11_a_hard_link_to_a_symbolic_link_is_a_name_of_the_link() {
-    both(
-        &[file("a", "x"), symlink("l", "a"), hardlink("m", "l")],
-        &[("/a", "\"x\""), ("/l", "-> a x2"), ("/m", "-> a x2")],
-    );
-}
-
-#[test]
-fn h12_a_hard_link_to_a_directory_is_refused() {
-    let members = [dir("d"), hardlink("e", "d")];
-    malformed(&[&members], "directory");
-    malformed(&[&members[..1], &members[1..]], "directory");
-    malformed(&[&[hardlink("e", "/")]], "directory");
-    // It was a file until the link's own parent had to be there.
-    malformed(&[&[file("b", "x"), hardlink("b/a", "b")]], "directory");
-}
-
-#[test]
-fn h13_a_hard_link_before_its_source_or_without_one_is_refused() {
-    malformed(&[&[hardlink("b", "a"), file("a", "x")]], "does not exist");
-    malformed(&[&[file("c", "x")], &[hardlink("b", "a")]], "does not exist");
-    // Hidden by its own layer.
-    malformed(
-        &[&[file("a", "x")], &[file(".wh.a", ""), hardlink("b", "a")]],
-        "does not exist",
-    );
-}
-
-#[test]
-fn h14_a_hard_link_to_a_file_of_a_lower_layer_is_found_also_through_links() {
-    let lower = [dir("usr"), file("usr/a", "x"), symlink("lib", "usr")];
-    assert_eq!(
-        list(&[&lower, &[hardlink("b", "lib/a")]]),
-        tree(&[
-            ("/b", "\"x\" x2"),
-            ("/lib", "-> usr"),
-            ("/usr", "dir"),
-            ("/usr/a", "\"x\" x2")
-        ])
-    );
-}
-
-#[test]
-fn h15_other_names_keep_the_old_inode_when_the_first_one_goes_or_is_replaced() {
-    let lower = [file("a", "old"), hardlink("b", "a"), hardlink("c", "a")];
-    assert_eq!(
-        list(&[&lower, &[file(".wh.a", "")]]),
-        tree(&[("/b", "\"old\" x2"), ("/c", "\"old\" x2")])
-    );
-    let replaced = tree(&[("/a", "\"new\""), ("/b", "\"old\" x2"), ("/c", "\"old\" x2")]);
-    assert_eq!(list(&[&lower, &[file("a", "new")]]), replaced);
-    let one = [&lower[..], &[file("a", "new")]].concat();
-    assert_eq!(list(&[&one]), replaced, "in one layer");
-    // A link in the place of its own source is no change.
-    assert_eq!(list(&[&lower, &[hardlink("a", "b")]])["/a"], "\"old\" x3");
 }
 
 #[test]

@@ -6,8 +6,8 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha512};
 use support::raw::{file, tar};
 use support::scripted::{Image, open_with, source};
 use support::web::{Fault, Reply, Web};
-use support::{MANIFEST, check, debugfs, gzip, image, zstd};
+use support::{MANIFEST, Tar, check, debugfs, gzip, image, zstd};
 use vmlet_artifacts::reference::Digest;
 use vmlet_artifacts::types::*;
 
@@ -316,6 +316,49 @@ async fn killed_pull() {
     let _ = image(&artifacts, &mut woken, "vm", source).await;
 }
 
+/// A process that pulls `app:latest` until it is killed, which it is when this is dropped.
+struct Killed(Child);
+
+impl Killed {
+    fn start(dir: &Path, web: &Web) -> Killed {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "killed_pull", "--nocapture"])
+            .env(CHILD, format!("{}\n{}/app:latest", dir.display(), web.address))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Killed(child.unwrap())
+    }
+
+    /// Waits for what can be seen from outside.
+    fn until(&mut self, seen: impl Fn() -> bool) {
+        while !seen() {
+            assert!(self.0.try_wait().unwrap().is_none(), "the pull waits for the rest");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Of a file that need not be there.
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+
+/// What is in a directory that need not be there.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(found) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    found.map(|entry| entry.unwrap().path()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn h62_a_pull_that_is_killed_leaves_nothing_that_counts() {
     let usual = Image::usual();
@@ -332,24 +375,14 @@ async fn h62_a_pull_that_is_killed_leaves_nothing_that_counts() {
             Some(Reply::new(200).body(&body).fault(Fault::Stall(part)))
         });
         let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "killed_pull", "--nocapture"])
-            .env(CHILD, format!("{}\n{}/app:latest", dir.path().display(), web.address))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = Killed::start(dir.path(), &web);
         told.await.unwrap();
         // The bytes that come are kept as they come.
         let partial = dir.path().join("artifacts/blobs").join(large.replace(':', "-"));
-        while std::fs::metadata(&partial).map_or(0, |meta| meta.len()) < part as u64 {
-            assert!(child.try_wait().unwrap().is_none(), "the pull waits for the rest");
-            tokio::task::yield_now().await;
-        }
+        child.until(|| size(&partial) >= part as u64);
         let temporary = || std::fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count();
         assert_eq!(temporary(), 1);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(child);
         drop(web);
 
         let (artifacts, mut woken) = open_with(dir.path(), |_| ()).await;
@@ -372,4 +405,63 @@ async fn h62_a_pull_that_is_killed_leaves_nothing_that_counts() {
         );
         artifacts.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_next_one_goes_on() {
+    // Many times what is gathered before it is written, and hardly compressible.
+    let noise: Vec<u8> = (0..2_000_000u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let tars = [
+        Tar::new().file("first", 0o644, b"first\n").done(),
+        Tar::new().file("noise", 0o644, &noise).done(),
+        Tar::new().file("last", 0o644, b"last\n").done(),
+    ];
+    let whole = Image::of(&tars.map(|tar| (tar.clone(), gzip(&tar))));
+    let (large, bytes) = whole.layer(1);
+    let part = bytes.len() * 3 / 4;
+    let (held, body) = (large.clone(), bytes.clone());
+    let web = whole.serve(move |request| {
+        let stall = || Reply::new(200).body(&body).fault(Fault::Stall(part));
+        request.path.ends_with(&held).then(stall)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Killed::start(dir.path(), &web);
+    let store = dir.path().join("artifacts");
+    // All that came is in its place, and of what came most is on the disk: no more happens until the rest comes.
+    child.until(|| {
+        let came = size(&store.join("blobs").join(large.replace(':', "-"))) == part as u64;
+        let jobs = entries(&store.join("tmp")).into_iter();
+        let grown = jobs.map(|job| size(&job.join("disk.ext4")));
+        came && grown.sum::<u64>() > 1 << 20
+    });
+    assert!(
+        entries(&store.join("images")).is_empty(),
+        "nothing half has its final name"
+    );
+    drop(child);
+    drop(web);
+
+    // What the killed one left.
+    let [job] = &entries(&store.join("tmp"))[..] else {
+        panic!("one job had begun")
+    };
+    assert!(size(&job.join("disk.ext4")) > 1 << 20);
+    let (artifacts, mut woken) = open_with(dir.path(), |_| ()).await;
+    assert!(!job.exists(), "the next start removes what nobody owns");
+    assert!(entries(&store.join("images")).is_empty() && artifacts.inventory().await.is_empty());
+    let good = whole.serve(|_| None);
+    let disk = image(&artifacts, &mut woken, "vm", source(&good)).await.unwrap();
+    check(&disk.path);
+    assert_eq!(debugfs(&disk.path, "cat /first"), "first\n");
+    assert_eq!(debugfs(&disk.path, "cat /last"), "last\n");
+    let dump = dir.path().join("noise");
+    debugfs(&disk.path, &format!("dump /noise {}", dump.display()));
+    assert!(std::fs::read(&dump).unwrap() == noise);
+    let asked = good.log().into_iter().filter(|request| request.path.ends_with(&large));
+    let asked: Vec<_> = asked.map(|request| request.from()).collect();
+    assert_eq!(asked, [Some(part)], "what came is used, and only the rest is asked for");
+    artifacts.shutdown().await;
+    assert!(entries(&store.join("tmp")).is_empty());
 }

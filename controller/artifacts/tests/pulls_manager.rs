@@ -15,6 +15,8 @@ use vmlet_artifacts::types::{Interest, Phase, State};
 enum Ending {
     Ok(u32),
     Err(Reason),
+    /// The registry said when to come again.
+    After(Duration),
     Panic,
 }
 
@@ -42,6 +44,7 @@ fn bench(pulls: usize) -> Bench {
             match ended.await {
                 Ok(Ending::Ok(value)) => Ok(Arc::new(value)),
                 Ok(Ending::Err(reason)) => Err(PullError::new(reason, "scripted")),
+                Ok(Ending::After(pause)) => Err(PullError::retry_after(Reason::RateLimited, "scripted", pause)),
                 Ok(Ending::Panic) => panic!("scripted panic"),
                 Err(_) => Err(PullError::cancelled()),
             }
@@ -250,6 +253,25 @@ async fn a_failure_is_told_once_and_tried_again_after_its_pause() {
     assert!(b.wakes.try_recv().is_err(), "the start of the next try wakes nobody");
     assert!(matches!(b.ensure("one", "a", "x").await, State::Waiting(w) if w.message.contains("scripted")));
     again.end.send(Ending::Ok(1)).ok();
+    assert_eq!(b.woken().await, "one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h61_after_a_retry_after_and_not_before_it_goes_on_by_itself() {
+    let mut b = bench(1);
+    b.ensure("one", "a", "x").await;
+    let pause = Duration::from_secs(120);
+    let mut body = b.started().await;
+    // However often it is said: it is no back-off that grows.
+    for _ in 0..3 {
+        let before = tokio::time::Instant::now();
+        body.end.send(Ending::After(pause)).ok();
+        assert_eq!(b.woken().await, "one");
+        body = b.started().await;
+        let waited = before.elapsed();
+        assert!(waited >= pause && waited < pause + Duration::from_secs(1), "{waited:?}");
+    }
+    body.end.send(Ending::Ok(1)).ok();
     assert_eq!(b.woken().await, "one");
 }
 

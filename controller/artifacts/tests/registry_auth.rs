@@ -299,6 +299,51 @@ async fn h61_a_redirect_to_another_host_carries_no_authorization() {
     }
 }
 
+/// That a transfer is taken up again changes nothing about it.
+#[tokio::test(flavor = "multi_thread")]
+async fn h61_where_a_redirect_leads_no_token_follows_also_when_the_rest_is_asked_for() {
+    let image = small();
+    let blobs = image.clone();
+    let (last, so_far) = (image.layer(1).0, AtomicUsize::new(0));
+    let storage = Web::start(move |request| {
+        let digest = request.path.trim_start_matches('/');
+        let Some((_, bytes)) = blobs.blobs.iter().find(|(known, _)| known == digest) else {
+            return Reply::new(404);
+        };
+        let reply = Reply::ranged(request, bytes);
+        match digest == last && so_far.fetch_add(1, Ordering::SeqCst) == 0 {
+            true => reply.fault(Fault::Cut(10)),
+            false => reply,
+        }
+    });
+    // Another name of this machine, and another port.
+    let port = storage.address.rsplit_once(':').unwrap().1.to_owned();
+    let web = expiring(&image, move |request, image| {
+        let reply = match request.path.rsplit_once("/blobs/") {
+            Some((_, digest)) => Reply::redirect(&format!("http://localhost:{port}/{digest}")),
+            None => image.answer(request),
+        };
+        (false, reply)
+    });
+    pull(&image, &web, vec![credential(&web, "right")]).await.unwrap();
+    for request in storage.log() {
+        assert_eq!(request.header("authorization"), None, "{request:?}");
+    }
+    let last = image.layer(1).0;
+    let asked = storage
+        .log()
+        .into_iter()
+        .filter(|request| request.path.ends_with(&last));
+    let asked: Vec<_> = asked.map(|request| request.from()).collect();
+    assert_eq!(asked, [None, Some(10)]);
+    // The registry has it each time: it is asked where the rest is.
+    let told = web.answers(&last).into_iter().filter(|(_, status)| *status == 307);
+    let told: Vec<_> = told
+        .map(|(request, _)| request.header("authorization") == Some("Bearer t0"))
+        .collect();
+    assert_eq!(told, [true, true]);
+}
+
 fn with_basic_redirect(image: &Image, to: String) -> Web {
     image.serve(move |request: &Request| {
         if request.path == "/v2/" {

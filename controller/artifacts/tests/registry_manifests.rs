@@ -124,7 +124,7 @@ async fn h50_h59_manifests_that_are_cut_garbage_too_large_or_not_the_asked_one_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn h57_indexes_lead_to_the_platform_and_never_round_in_circles() {
+async fn h57_an_index_leads_to_the_platform_or_says_what_there_is() {
     use serde_json::json;
     use vmlet_artifacts::reference::Digest;
     let image = Image::usual();
@@ -145,18 +145,7 @@ async fn h57_indexes_lead_to_the_platform_and_never_round_in_circles() {
         })
     };
     let two = index(json!([entry(b"other", "arm64"), entry(&image.manifest, "amd64")]));
-    pull(&serve(vec![two.clone()])).await.unwrap();
-    // Nested, as deep as is allowed and one deeper.
-    let mut nested = vec![two];
-    for depth in 1..6 {
-        let outer = index(json!([entry(&nested[0], "amd64")]));
-        nested.insert(0, outer);
-        let result = pull(&serve(nested.clone())).await;
-        match depth {
-            1..=3 => drop(result.unwrap()),
-            _ => assert!(result.unwrap_err().message.contains("nested too deeply")),
-        }
-    }
+    pull(&serve(vec![two])).await.unwrap();
     let failure = pull(&serve(vec![index(json!([
         entry(b"other", "arm64"),
         entry(b"more", "s390x")
@@ -168,6 +157,112 @@ async fn h57_indexes_lead_to_the_platform_and_never_round_in_circles() {
     let failure = pull(&serve(vec![index(json!([]))])).await.unwrap_err();
     assert_eq!(failure.reason, "UnsupportedPlatform");
     assert!(failure.message.contains("none of the 0 entries"), "{failure:?}");
+}
+
+/// The digest decides what an answer may be: nobody can lead in circles, however the answers are.
+#[tokio::test(flavor = "multi_thread")]
+async fn h57_a_registry_that_answers_an_index_with_itself_is_refused_at_once() {
+    use serde_json::{Value, json};
+    use vmlet_artifacts::reference::Digest;
+    let image = Image::usual();
+    let index = |entries: Value| serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap();
+    let entry = |bytes: &[u8]| {
+        json!({ "mediaType": "application/vnd.oci.image.index.v1+json", "digest": Digest::sha256(bytes).to_string(),
+            "size": bytes.len(), "platform": { "os": "linux", "architecture": "amd64" } })
+    };
+    let inner = index(json!([entry(&image.manifest)]));
+    let outer = index(json!([entry(&inner)]));
+    assert_eq!(inner.len(), outer.len(), "it is not their size that tells them apart");
+    // The outer index for the one that it names; the inner one for the manifest that that one names.
+    let named = [Digest::sha256(&inner).to_string(), image.digest()];
+    for (lie, wrong) in named.iter().enumerate() {
+        let (answers, documents) = (named.clone(), [outer.clone(), inner.clone()]);
+        let web = image.serve(move |request| {
+            let version = request.path.strip_prefix("/v2/app/manifests/")?;
+            let depth = answers.iter().position(|named| named == version).map_or(0, |at| at + 1);
+            let body = documents.get(if depth > lie { lie } else { depth })?;
+            // It claims to be what was asked for.
+            Some(Reply::new(200).header("docker-content-digest", version).body(body))
+        });
+        let failure = pull(&web).await.unwrap_err();
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("WrongDigest", true),
+            "{failure:?}"
+        );
+        assert!(failure.message.contains(wrong), "{failure:?}");
+        assert_eq!(web.count(wrong), 1, "it is not asked for again");
+        assert_eq!(web.count("/blobs/"), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h57_of_indexes_in_indexes_four_are_followed_and_no_document_is_asked_for_beyond_them() {
+    use serde_json::json;
+    use vmlet_artifacts::reference::Digest;
+    let image = Image::usual();
+    let mut documents = vec![image.manifest.clone()];
+    for depth in 1..=6 {
+        let inner = &documents[0];
+        let entry = json!({ "mediaType": MANIFEST, "digest": Digest::sha256(inner).to_string(), "size": inner.len(),
+            "platform": { "os": "linux", "architecture": "amd64" } });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+        documents.insert(0, serde_json::to_vec(&index).unwrap());
+        let all = documents.clone();
+        let web = image.serve(move |request| {
+            let version = request.path.strip_prefix("/v2/app/manifests/")?;
+            let found = all.iter().find(|bytes| Digest::sha256(bytes).to_string() == version);
+            let found = if version == "latest" { all.first() } else { found };
+            found.map(|bytes| Reply::new(200).body(bytes))
+        });
+        let result = pull(&web).await;
+        if depth <= 4 {
+            result.unwrap();
+            continue;
+        }
+        let failure = result.unwrap_err();
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("Malformed", true));
+        assert!(failure.message.contains("nested too deeply"), "{failure:?}");
+        assert_eq!((web.count("/manifests/"), web.count("/blobs/")), (5, 0), "{depth}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h57_an_index_has_as_many_entries_as_4_mib_hold_and_not_one_byte_more() {
+    use serde_json::json;
+    let image = Image::usual();
+    let entry = |arch: &str| {
+        json!({ "mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest.len(),
+            "platform": { "os": "linux", "architecture": arch } })
+        .to_string()
+    };
+    let (other, own) = (entry("other"), entry("amd64"));
+    let index = |size: usize| {
+        // The one that counts is the last.
+        let mut text = r#"{"schemaVersion":2,"manifests":["#.to_owned();
+        while text.len() + other.len() + own.len() + 3 < size {
+            text.push_str(&other);
+            text.push(',');
+        }
+        text.push_str(&own);
+        text.push_str("]}");
+        text.push_str(&" ".repeat(size - text.len()));
+        text.into_bytes()
+    };
+    for (size, good) in [(4 << 20, true), ((4 << 20) + 1, false)] {
+        let index = index(size);
+        let web = image.serve(move |request| {
+            let asked = request.path.ends_with("/manifests/latest");
+            asked.then(|| Reply::new(200).body(&index))
+        });
+        match pull(&web).await {
+            Ok(_) => assert!(good, "{size}"),
+            Err(failure) => {
+                let said = (failure.reason.as_str(), failure.terminal, good);
+                assert_eq!(said, ("TooLarge", true, false), "{failure:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

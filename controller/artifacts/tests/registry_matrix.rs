@@ -202,6 +202,38 @@ async fn d6_a_head_or_a_body_that_comes_byte_by_byte_is_given_up_and_frees_its_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn h61_a_token_a_manifest_or_a_configuration_that_does_not_come_is_given_up_too() {
+    let image = small(b"x");
+    let config = image.blobs[0].0.clone();
+    let pulls = ["/token", "/manifests/", &config].map(|part| {
+        let (shown, silent) = (image.clone(), part.to_owned());
+        let web = image.serve(move |request| match request.path.contains(&silent) {
+            // Half of it comes, and no more.
+            true if silent != "/token" => Some(shown.answer(request).fault(Fault::Stall(20))),
+            true => Some(Reply::new(200).fault(Fault::Silence)),
+            false if silent == "/token" && request.path != "/v2/" => {
+                let host = request.header("host").unwrap_or_default();
+                let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
+                Some(Reply::new(401).header("www-authenticate", &challenge))
+            }
+            false => None,
+        });
+        async move {
+            let pulled = pull_with(&web, |limits| limits.stall_timeout = SHORT).await;
+            (pulled.unwrap_err(), web)
+        }
+    });
+    for (failure, web) in futures::future::join_all(pulls).await {
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("Stalled", false),
+            "{failure:?}"
+        );
+        assert!(web.log().len() <= 8, "no storm: {:?}", web.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn d8_while_one_pull_stands_still_the_others_go_on() {
     let stuck = Image::usual();
     let (digest, bytes) = stuck.layer(1);

@@ -14,6 +14,9 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// Whoever waited for the image does not want it any more ([`crate::Writer::finish_while`]).
+    #[error("the image was given up: nobody wants it any more")]
+    Abandoned,
     /// The content needs more blocks than the file system has.
     #[error("the content does not fit: all {size} bytes of the file system are taken; give it a larger size")]
     DoesNotFit {
@@ -153,6 +156,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// [`Error::Abandoned`] unless the image is still wanted.
+    pub(crate) fn unless(wanted: &dyn Fn() -> bool) -> Result<(), Error> {
+        if wanted() { Ok(()) } else { Err(Error::Abandoned) }
+    }
+
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { action, source }
     }

@@ -24,10 +24,13 @@ const LOST_AND_FOUND_BLOCKS: usize = 4;
 /// Blocks of data from which on it pays to sync them before the metadata: 16 MiB.
 const SYNCED_AHEAD: u64 = 4096;
 
-/// Writes everything that is not file data.
-pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Error> {
+/// How many inodes are written before it is asked again whether the image is still wanted: some milliseconds' work.
+const INODES_PER_LOOK: u32 = 1024;
+
+/// Writes everything that is not file data, while it is wanted.
+pub(crate) fn finish(mut writer: Writer, mut tree: Tree, wanted: &dyn Fn() -> bool) -> Result<Summary, Error> {
     let created = Times::all(writer.options.created.encode());
-    let numbering = number(&mut tree, writer.options.created)?;
+    let numbering = number(&mut tree, writer.options.created, wanted)?;
     let first_value = u64::from(FIRST_INODE) + numbering.order.len() as u64;
     let inodes = first_value - 1 + values(&tree, &numbering);
     groups::check_inodes(&writer, inodes)?;
@@ -63,6 +66,9 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
     let mut table = Table::new(file_system_seed);
     // The size decides what the resize inode maps, so the ten inodes before all others are written last.
     for (inode, node) in (FIRST_INODE..).zip(&numbering.order) {
+        if inode.is_multiple_of(INODES_PER_LOOK) {
+            Error::unless(wanted)?;
+        }
         let record = pass.record(*node)?;
         table.push(inode, &record, pass.writer)?;
     }
@@ -107,7 +113,7 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree) -> Result<Summary, Erro
         directories: &directories,
         values,
     };
-    groups::write(&mut writer, layout, inodes, &journal_tree.root)
+    groups::write(&mut writer, layout, inodes, &journal_tree.root, wanted)
 }
 
 /// Punches what came back out of the file, as long as it is cheap: it was hardly written to the disk yet, and is not going

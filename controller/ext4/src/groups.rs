@@ -76,6 +76,7 @@ pub(crate) fn write(
     layout: Layout,
     inodes: Inodes<'_>,
     journal_map: &[u8; 60],
+    wanted: &dyn Fn() -> bool,
 ) -> Result<Summary, Error> {
     let Inodes {
         count: inodes,
@@ -156,6 +157,7 @@ pub(crate) fn write(
         Size::Auto { .. } => u64::from(layout.blocks()) * BLOCK64,
     };
     writer.output.set_len(size)?;
+    Error::unless(wanted)?;
     let checksums = writer.output.sync()?;
     Ok(Summary {
         size,

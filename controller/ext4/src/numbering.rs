@@ -32,7 +32,7 @@ impl Numbering {
 /// Numbers everything that the root reaches, the children of a directory side by side, and sorts every directory.
 ///
 /// The order of the names decides, not that of the calls. `lost+found` is made if it is missing and comes first.
-pub(crate) fn number(tree: &mut Tree, created: Timestamp) -> Result<Numbering, Error> {
+pub(crate) fn number(tree: &mut Tree, created: Timestamp, wanted: &dyn Fn() -> bool) -> Result<Numbering, Error> {
     let lost_and_found = lost_and_found(tree, created)?;
     let mut numbering = Numbering {
         inode_of: vec![0; tree.nodes.len()],
@@ -50,6 +50,7 @@ pub(crate) fn number(tree: &mut Tree, created: Timestamp) -> Result<Numbering, E
         let NodeKind::Directory(index) = tree.nodes[node as usize].kind else {
             continue;
         };
+        Error::unless(wanted)?;
         tree.sort_children(index)?;
         let children = &tree.directories[index as usize].children;
         for child in children {

@@ -206,9 +206,10 @@ fn write_back(file: &File, blocks: Range<u32>) {
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.complete {
-            let _ = self.end_ahead();
-            // Half an image takes no space, and nothing takes it for a whole one.
+            // Half an image takes no space, and nothing takes it for a whole one. What is not there any more need not be
+            // synced either.
             let _ = self.file.set_len(0);
+            let _ = self.end_ahead();
         }
     }
 }

@@ -92,7 +92,16 @@ impl Writer {
     /// # Errors
     /// Duplicate names, content that does not fit, or an I/O error. The file is then empty.
     pub fn finish(self, tree: Tree) -> Result<Summary, Error> {
-        finish::finish(self, tree)
+        self.finish_while(tree, &|| true)
+    }
+
+    /// The same for as long as `wanted` says so. It is asked for each directory, for every thousand inodes and before the
+    /// last sync, which goes on to its end.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`]; [`Error::Abandoned`] once `wanted` has said no.
+    pub fn finish_while(self, tree: Tree, wanted: &dyn Fn() -> bool) -> Result<Summary, Error> {
+        finish::finish(self, tree, wanted)
     }
 
     /// One block for metadata.

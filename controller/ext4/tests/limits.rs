@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -327,6 +328,51 @@ fn an_image_that_cannot_be_finished_leaves_an_empty_file() {
     }
     assert!(matches!(writer.finish(tree), Err(Error::TooManyInodes { .. })));
     assert_eq!(length(&file), 0);
+}
+
+#[test]
+fn an_image_that_nobody_wants_any_more_is_given_up_at_once_and_leaves_an_empty_file() {
+    const INODES: u32 = 5000;
+    const DIRECTORIES: u32 = 20;
+    // Gives how often it was asked, and what came of it when the answer was no after so many times.
+    let finish = |wanted_for: usize| {
+        let (file, mut writer) = image(Size::Auto {
+            free: FreeSpace::default(),
+        });
+        let mut tree = Tree::new(attributes(0o755));
+        let mut directory = NodeId::ROOT;
+        for number in 0..INODES {
+            if number.is_multiple_of(INODES / DIRECTORIES) {
+                directory = put(&mut tree, NodeId::ROOT, format!("{number}").as_bytes(), Kind::Directory).unwrap();
+            }
+            let content = data(&mut writer, &[7; 100]);
+            put(
+                &mut tree,
+                directory,
+                format!("{number} f").as_bytes(),
+                Kind::File(content),
+            )
+            .unwrap();
+        }
+        let asked = Cell::new(0);
+        let wanted = || {
+            asked.set(asked.get() + 1);
+            asked.get() <= wanted_for
+        };
+        let finished = writer.finish_while(tree, &wanted);
+        (asked.get(), finished, file)
+    };
+    let (asked, finished, file) = finish(usize::MAX);
+    finished.unwrap();
+    check(file.path());
+    // For each directory (the root and lost+found are two more), on the way through the inodes, and before the sync.
+    assert_eq!(asked, (DIRECTORIES + 2 + INODES / 1024 + 1) as usize);
+    for wanted_for in 0..asked {
+        let (asked, finished, file) = finish(wanted_for);
+        assert!(matches!(finished, Err(Error::Abandoned)), "{wanted_for}");
+        assert_eq!(asked, wanted_for + 1, "it is asked no more after a no");
+        assert_eq!(file.as_file().metadata().unwrap().len(), 0, "{wanted_for}");
+    }
 }
 
 #[test]

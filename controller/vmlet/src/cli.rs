@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmlet_artifacts::types::Limits;
@@ -79,9 +80,12 @@ pub struct NodeArgs {
     /// Images and kernels that are pulled at once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_parallel_pulls: u16,
-    /// Bounds of images and kernels.
+    /// Bounds of images and of what comes from outside.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Bounds of kernels.
+    #[command(flatten)]
+    pub kernel_limits: KernelLimitArgs,
     /// Registries.
     #[command(flatten)]
     pub registries: RegistryArgs,
@@ -121,6 +125,33 @@ pub struct LimitArgs {
     /// MiB of the window of a layer compressed with zstd; its base-2 logarithm is rounded down.
     #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=2048))]
     pub max_zstd_window_mib: u16,
+    /// Seconds for which a transfer may stand still, or bring fewer than 256 bytes a second. It fails with Stalled then, and is tried
+    /// again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub stall_timeout: u16,
+}
+
+/// The same of kernels, which are taken from images, too.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Bounds of images and kernels")]
+pub struct KernelLimitArgs {
+    /// MiB of a kernel, as it comes and expanded: it is held in memory while it is unpacked.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub max_kernel_mib: u16,
+    /// MiB of a kernel's own initrd.
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub max_initrd_mib: u16,
+}
+
+impl NodeArgs {
+    /// All that bounds what a node pulls.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            kernel_bytes: u64::from(self.kernel_limits.max_kernel_mib) << 20,
+            initrd_bytes: u64::from(self.kernel_limits.max_initrd_mib) << 20,
+            ..Limits::from(&self.limits)
+        }
+    }
 }
 
 impl From<&LimitArgs> for Limits {
@@ -133,13 +164,15 @@ impl From<&LimitArgs> for Limits {
             path_bytes: args.max_path_bytes.into(),
             uncompressed_bytes: u64::from(args.max_image_gib) << 30,
             zstd_window_bytes: u64::from(args.max_zstd_window_mib) << 20,
+            stall_timeout: Duration::from_secs(args.stall_timeout.into()),
             ..Limits::default()
         }
     }
 }
 
-/// What is said about registries.
+/// What is said about registries. It and what comes after it stand below no heading, also behind those that do.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = None::<&'static str>)]
 pub struct RegistryArgs {
     /// Registry configuration: mirrors, plain HTTP, own authorities, proxies. Defaults to /etc/vmlet/registries.conf, if it
     /// exists.
@@ -359,6 +392,22 @@ mod tests {
     }
 
     #[test]
+    fn only_bounds_stand_below_their_heading() {
+        let mut all = <Cli as clap::CommandFactory>::command();
+        all.build();
+        for name in ["standalone", "agent"] {
+            let command = all.find_subcommand(name).expect("there is one");
+            let below = command.get_arguments().filter(|arg| arg.get_help_heading().is_some());
+            let below: Vec<_> = below.filter_map(clap::Arg::get_long).collect();
+            assert_eq!(
+                (below.first(), below.last()),
+                (Some(&"max-manifest-mib"), Some(&"max-initrd-mib"))
+            );
+            assert_eq!(below.len(), 10, "{below:?}");
+        }
+    }
+
+    #[test]
     fn bounds_that_nobody_sets_are_the_ones_of_the_library() {
         let parsed = |more: &[&str]| {
             let build = ["vmlet", "image", "build", "--output", "o", "image"];
@@ -373,6 +422,28 @@ mod tests {
         let set = parsed(&["--max-image-gib", "1", "--max-entries=10", "--max-zstd-window-mib=8"]);
         let bytes = (set.uncompressed_bytes, set.entries, set.zstd_window_bytes);
         assert_eq!(bytes, (1 << 30, 10, 8 << 20));
+        assert_eq!(parsed(&["--stall-timeout=5"]).stall_timeout, Duration::from_secs(5));
+        // Those of kernels are a node's.
+        let node = |more: &[&str]| {
+            let Command::Standalone(standalone) = Cli::try_parse_from(["vmlet", "standalone"].iter().chain(more))
+                .expect("parses")
+                .command
+            else {
+                panic!("another command");
+            };
+            standalone.node.limits()
+        };
+        assert_eq!(node(&[]), Limits::default());
+        let set = node(&[
+            "--max-kernel-mib=3",
+            "--max-initrd-mib=4",
+            "--stall-timeout=6",
+            "--max-layers=7",
+        ]);
+        assert_eq!((set.kernel_bytes, set.initrd_bytes), (3 << 20, 4 << 20));
+        assert_eq!((set.stall_timeout, set.layers), (Duration::from_secs(6), 7));
+        let refused = |flag: &str| Cli::try_parse_from(["vmlet", "standalone", flag]).is_err();
+        assert!(refused("--stall-timeout=0") && refused("--max-kernel-mib=0") && refused("--max-initrd-mib=4097"));
     }
 
     #[test]

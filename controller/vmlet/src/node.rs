@@ -65,7 +65,7 @@ pub async fn open(args: &NodeArgs, admin: &Admin) -> Result<Node> {
         dir,
         args.import_dir.as_deref(),
         usize::from(args.max_parallel_pulls),
-        (&args.limits).into(),
+        args.limits(),
         registries,
     )
     .await?;

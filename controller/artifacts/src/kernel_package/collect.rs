@@ -70,8 +70,8 @@ impl Collector {
                 return Ok(()); // More than one is refused at the end; no need to hold them all.
             }
             let mut image = Vec::new();
-            content.take(MAX_IMAGE as u64 + 1).read_to_end(&mut image)?;
-            if image.len() > MAX_IMAGE {
+            content.take(MAX_IMAGE + 1).read_to_end(&mut image)?;
+            if image.len() as u64 > MAX_IMAGE {
                 return Err(bad(format!("{path}: larger than {MAX_IMAGE} bytes")));
             }
             self.images.insert(version.to_owned(), image);

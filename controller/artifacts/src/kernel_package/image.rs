@@ -7,8 +7,8 @@ use std::io::{self, Read};
 
 use super::{bad, lz4};
 
-/// Bounds a kernel's image, packed or not.
-pub const MAX_IMAGE: usize = 512 << 20;
+/// Bounds the image of a kernel that is packaged, packed or not.
+pub const MAX_IMAGE: u64 = 512 << 20;
 
 /// How the image wants to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,10 @@ pub enum Format {
 }
 
 /// The best image that `kernel` holds: its `vmlinux` if that has the PVH entry, else itself.
-pub fn bootable(kernel: &[u8]) -> io::Result<(Vec<u8>, Format)> {
+///
+/// # Errors
+/// What cannot be booted; `FileTooLarge` for a `vmlinux` of more than `most` bytes.
+pub fn bootable(kernel: &[u8], most: u64) -> io::Result<(Vec<u8>, Format)> {
     if kernel.starts_with(b"\x7fELF") {
         return if has_pvh_note(kernel) {
             Ok((kernel.to_vec(), Format::PvhElf))
@@ -31,7 +34,7 @@ pub fn bootable(kernel: &[u8]) -> io::Result<(Vec<u8>, Format)> {
     if kernel.get(0x202..0x206) != Some(b"HdrS") {
         return Err(bad("the kernel is neither a bzImage nor an ELF"));
     }
-    let vmlinux = expand(payload(kernel)?)?;
+    let vmlinux = expand(payload(kernel)?, most)?;
     Ok(match vmlinux {
         Some(vmlinux) if has_pvh_note(&vmlinux) => (vmlinux, Format::PvhElf),
         _ => (kernel.to_vec(), Format::BzImage),
@@ -74,20 +77,20 @@ fn payload(kernel: &[u8]) -> io::Result<&[u8]> {
 }
 
 /// The payload, expanded; `None` for a compression that is not known here.
-fn expand(payload: &[u8]) -> io::Result<Option<Vec<u8>>> {
+fn expand(payload: &[u8], most: u64) -> io::Result<Option<Vec<u8>>> {
     if payload.starts_with(&[0x1f, 0x8b]) {
-        return bounded(flate2::read::GzDecoder::new(payload)).map(Some);
+        return bounded(flate2::read::GzDecoder::new(payload), most).map(Some);
     }
     // All but gzip, which has it already, get the expanded length behind them (`size_append`).
     let Some((packed, trailer)) = payload.split_last_chunk::<4>() else {
         return Ok(None);
     };
     let expanded = if packed.starts_with(&lz4::MAGIC) {
-        lz4::expand(packed, MAX_IMAGE)?
+        lz4::expand(packed, most)?
     } else if packed.starts_with(b"\xfd7zXZ\0") {
-        bounded(lzma_rust2::XzReader::new(packed, false))?
+        bounded(lzma_rust2::XzReader::new(packed, false), most)?
     } else if packed.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        bounded(zstd::stream::read::Decoder::with_buffer(packed)?.single_frame())?
+        bounded(zstd::stream::read::Decoder::with_buffer(packed)?.single_frame(), most)?
     } else {
         return Ok(None);
     };
@@ -97,13 +100,19 @@ fn expand(payload: &[u8]) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(expanded))
 }
 
-fn bounded(reader: impl Read) -> io::Result<Vec<u8>> {
+fn bounded(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
-    reader.take(MAX_IMAGE as u64 + 1).read_to_end(&mut out)?;
-    if out.len() > MAX_IMAGE {
-        return Err(bad(format!("the kernel expands to more than {MAX_IMAGE} bytes")));
+    reader.take(most.saturating_add(1)).read_to_end(&mut out)?;
+    if out.len() as u64 > most {
+        return Err(too_large(most));
     }
     Ok(out)
+}
+
+/// Of a kernel that is larger when it is expanded.
+pub(super) fn too_large(most: u64) -> io::Error {
+    let why = format!("the kernel expands to more than {most} bytes");
+    io::Error::new(io::ErrorKind::FileTooLarge, why)
 }
 
 /// Whether a 64-bit ELF carries `XEN_ELFNOTE_PHYS32_ENTRY`.
@@ -220,8 +229,24 @@ pub mod tests {
         let mut zstd = zstd::encode_all(vmlinux.as_slice(), 3).expect("packed");
         zstd.extend_from_slice(&trailer);
         for payload in [lz4_payload(&vmlinux), gzip.finish().expect("packed"), zstd] {
-            let (image, format) = bootable(&bzimage(&payload)).expect("sound");
+            let (image, format) = bootable(&bzimage(&payload), MAX_IMAGE).expect("sound");
             assert_eq!((image, format), (vmlinux.clone(), Format::PvhElf));
+        }
+    }
+
+    #[test]
+    fn a_kernel_has_as_many_bytes_as_it_may_in_every_compression_and_not_one_more() {
+        let vmlinux = elf(18);
+        let trailer = (vmlinux.len() as u32).to_le_bytes();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, &vmlinux).expect("written");
+        let mut zstd = zstd::encode_all(vmlinux.as_slice(), 3).expect("packed");
+        zstd.extend_from_slice(&trailer);
+        for payload in [lz4_payload(&vmlinux), gzip.finish().expect("packed"), zstd] {
+            let (image, size) = (bzimage(&payload), vmlinux.len() as u64);
+            assert_eq!(bootable(&image, size).expect("it fits").0, vmlinux);
+            let error = bootable(&image, size - 1).expect_err("one byte too many");
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{error}");
         }
     }
 
@@ -229,7 +254,10 @@ pub mod tests {
     fn a_kernel_without_the_note_or_of_unknown_compression_stays_a_bzimage() {
         for payload in [lz4_payload(&elf(17)), b"BZh9 something".to_vec()] {
             let whole = bzimage(&payload);
-            assert_eq!(bootable(&whole).expect("sound"), (whole.clone(), Format::BzImage));
+            assert_eq!(
+                bootable(&whole, MAX_IMAGE).expect("sound"),
+                (whole.clone(), Format::BzImage)
+            );
         }
     }
 
@@ -237,10 +265,10 @@ pub mod tests {
     fn a_payload_outside_of_the_file_or_of_the_wrong_size_is_an_error() {
         let mut payload = lz4_payload(&elf(18));
         let whole = bzimage(&payload);
-        assert!(bootable(&whole[..whole.len() - 1]).is_err());
+        assert!(bootable(&whole[..whole.len() - 1], MAX_IMAGE).is_err());
         *payload.last_mut().expect("a trailer") ^= 1;
-        assert!(bootable(&bzimage(&payload)).is_err());
-        assert!(bootable(b"short").is_err());
-        assert!(bootable(&elf(17)).is_err());
+        assert!(bootable(&bzimage(&payload), MAX_IMAGE).is_err());
+        assert!(bootable(b"short", MAX_IMAGE).is_err());
+        assert!(bootable(&elf(17), MAX_IMAGE).is_err());
     }
 }

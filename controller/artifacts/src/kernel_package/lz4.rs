@@ -4,6 +4,7 @@
 use std::io;
 
 use super::bad;
+use super::image::too_large;
 
 /// First bytes of such a stream.
 pub const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
@@ -11,9 +12,10 @@ pub const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// No block of the legacy format expands to more.
 const BLOCK: usize = 8 << 20;
 
-/// Expands a whole stream, at most `limit` bytes.
-pub fn expand(stream: &[u8], limit: usize) -> io::Result<Vec<u8>> {
+/// Expands a whole stream, at most `most` bytes.
+pub fn expand(stream: &[u8], most: u64) -> io::Result<Vec<u8>> {
     let mut rest = stream.strip_prefix(&MAGIC).ok_or_else(|| bad("not an LZ4 stream"))?;
+    let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let mut out = Vec::new();
     while !rest.is_empty() {
         let (length, after) = rest
@@ -23,20 +25,24 @@ pub fn expand(stream: &[u8], limit: usize) -> io::Result<Vec<u8>> {
         let block = after.get(..length).ok_or_else(|| bad("LZ4 block is cut short"))?;
         rest = &after[length..];
         let end = out.len().saturating_add(BLOCK).min(limit);
-        expand_block(block, &mut out, end)?;
+        let beyond = || match end == limit {
+            true => too_large(most),
+            false => bad("LZ4 block expands beyond its bound"),
+        };
+        expand_block(block, &mut out, end, &beyond)?;
     }
     Ok(out)
 }
 
 /// Appends one block; a match never reaches before the block's own start.
-fn expand_block(mut block: &[u8], out: &mut Vec<u8>, end: usize) -> io::Result<()> {
+fn expand_block(mut block: &[u8], out: &mut Vec<u8>, end: usize, beyond: &dyn Fn() -> io::Error) -> io::Result<()> {
     let start = out.len();
     loop {
         let token = take(&mut block, 1)?[0];
         let literals = length(usize::from(token >> 4), &mut block)?;
         let bytes = take(&mut block, literals)?;
         if out.len() + literals > end {
-            return Err(bad("LZ4 block expands beyond its bound"));
+            return Err(beyond());
         }
         out.extend_from_slice(bytes);
         if block.is_empty() {
@@ -49,7 +55,7 @@ fn expand_block(mut block: &[u8], out: &mut Vec<u8>, end: usize) -> io::Result<(
             return Err(bad("LZ4 match points before its block"));
         }
         if out.len() + count > end {
-            return Err(bad("LZ4 block expands beyond its bound"));
+            return Err(beyond());
         }
         let from = out.len() - offset;
         if offset >= count {

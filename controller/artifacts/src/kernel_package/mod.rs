@@ -79,10 +79,12 @@ pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError>
     };
     let scratch = Scratch::new(parent).map_err(io_at(parent))?;
     let problem = |error: io::Error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => PackageError::BadSource {
-            path: from.clone(),
-            problem: error.to_string(),
-        },
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::FileTooLarge => {
+            PackageError::BadSource {
+                path: from.clone(),
+                problem: error.to_string(),
+            }
+        }
         _ => PackageError::Io {
             path: from.clone(),
             error,
@@ -94,7 +96,7 @@ pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError>
         Source::Dir(path) => collect::read_dir(path, &spool),
     }
     .map_err(problem)?;
-    let (image, format) = image::bootable(&kernel.image).map_err(problem)?;
+    let (image, format) = image::bootable(&kernel.image, image::MAX_IMAGE).map_err(problem)?;
     let layout = scratch.0.join("layout");
     let digest = layout::write(&layout, &kernel, &image, format).map_err(io_at(&layout))?;
     publish(&layout, output, parent)?;

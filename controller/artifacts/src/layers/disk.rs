@@ -1,5 +1,6 @@
 //! The merged tree as an ext4 file system.
 
+use tokio_util::sync::CancellationToken;
 use vmlet_ext4::{Attributes, FileData, Kind, Summary, Timestamp, Writer};
 
 use super::apply::{Content, Store};
@@ -8,6 +9,8 @@ use super::merge::{self, Inode, Node, NodeId, ROOT, Tree};
 use super::{LayerError, StoreError};
 
 const CHUNK: usize = 128 << 10;
+/// How often it is asked whether anybody still wants the result.
+const NODES_PER_LOOK: usize = 1 << 12;
 
 /// Streams file data to its final place in an ext4 image.
 pub struct DiskStore {
@@ -24,21 +27,27 @@ impl DiskStore {
         }
     }
 
-    /// Writes the metadata of `tree` and syncs the image.
+    /// Writes the metadata of `tree` and syncs the image. Whoever fires `cancel` waits for no more than a sync.
     ///
     /// # Errors
-    /// A tree that ext4 cannot hold, or a failing disk.
-    pub fn finish(self, tree: Tree<FileData>) -> Result<Summary, StoreError> {
-        self.finish_below(tree, ROOT)
+    /// A tree that ext4 cannot hold, or a failing disk; cancellation.
+    pub fn finish(self, tree: Tree<FileData>, cancel: &CancellationToken) -> Result<Summary, StoreError> {
+        self.finish_below(tree, ROOT, cancel)
     }
 
     /// The same for what is below the directory `top` only, which becomes the root.
     ///
     /// # Errors
-    /// A tree that ext4 cannot hold, or a failing disk.
-    pub fn finish_below(self, tree: Tree<FileData>, top: NodeId) -> Result<Summary, StoreError> {
-        let tree = to_ext4(tree, top)?;
-        Ok(self.writer.finish(tree)?)
+    /// A tree that ext4 cannot hold, or a failing disk; cancellation.
+    pub fn finish_below(
+        self,
+        tree: Tree<FileData>,
+        top: NodeId,
+        cancel: &CancellationToken,
+    ) -> Result<Summary, StoreError> {
+        let wanted = || !cancel.is_cancelled();
+        let tree = to_ext4(tree, top, &wanted)?;
+        Ok(self.writer.finish_while(tree, &wanted)?)
     }
 }
 
@@ -82,8 +91,12 @@ fn attributes(from: merge::Attributes) -> Attributes {
 /// The inodes come first and the names after them, so that a node is held in one of the two trees only.
 ///
 /// # Errors
-/// What ext4 cannot hold: too many links, attributes that are too large.
-pub fn to_ext4(from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree, vmlet_ext4::Error> {
+/// What ext4 cannot hold: too many links, attributes that are too large. That it is not `wanted` any more.
+pub fn to_ext4(
+    from: Tree<FileData>,
+    top: NodeId,
+    wanted: &dyn Fn() -> bool,
+) -> Result<vmlet_ext4::Tree, vmlet_ext4::Error> {
     let Some((Node::Directory(_), own, xattrs, _)) = from.get(top) else {
         return Ok(vmlet_ext4::Tree::new(attributes(merge::IMPLIED)));
     };
@@ -102,6 +115,9 @@ pub fn to_ext4(from: Tree<FileData>, top: NodeId) -> Result<vmlet_ext4::Tree, vm
             Node::Inode(Inode::BlockDevice(major, minor)) => (Kind::BlockDevice { major, minor }, None),
             Node::Inode(Inode::Fifo) => (Kind::Fifo, None),
         };
+        if id.index().is_multiple_of(NODES_PER_LOOK) && !wanted() {
+            return Err(vmlet_ext4::Error::Abandoned);
+        }
         if id != top {
             ids[id.index()] = to.add(vmlet_ext4::Inode {
                 kind,

@@ -40,10 +40,24 @@ pub fn store(what: &str, error: StoreError) -> PullError {
     use vmlet_ext4::Error;
     let reason = match &error {
         StoreError::Io(source) | StoreError::Ext4(Error::Io { source, .. }) => return PullError::io(what, source),
+        StoreError::Ext4(Error::Abandoned) => return PullError::cancelled(),
         StoreError::Ext4(error) | StoreError::Entry { error, .. } => match error {
             Error::DoesNotFit { .. } | Error::TooManyInodes { .. } | Error::FileTooLarge { .. } => Reason::TooLarge,
             _ => Reason::Malformed,
         },
     };
     PullError::new(reason, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_nobody_wants_any_more_is_no_fault_of_the_image() {
+        let error = store("the disk", vmlet_ext4::Error::Abandoned.into());
+        assert_eq!((error.reason, error.is_terminal()), (Reason::Cancelled, false));
+        let error = store("the disk", vmlet_ext4::Error::TreeTooLarge.into());
+        assert_eq!((error.reason, error.is_terminal()), (Reason::Malformed, true));
+    }
 }

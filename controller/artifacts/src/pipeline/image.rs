@@ -413,7 +413,9 @@ impl Disk {
         let mut store = DiskStore::new(writer);
         let tree = flatten(layers, &mut store, &self.limits, &self.cancel, stop)
             .map_err(|(at, error)| failure::one_layer(&identity.to_string(), at, named, error))?;
-        let summary = store.finish(tree).map_err(|error| failure::store(&what, error))?;
+        let summary = store
+            .finish(tree, &self.cancel)
+            .map_err(|error| failure::store(&what, error))?;
         Ok(disk::content_hash(&summary.checksums, summary.size))
     }
 }

@@ -26,7 +26,9 @@ pub fn on_disk_of(size: Size, layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTem
     let layers = layers.into_iter().map(input).collect();
     let tree = flatten(layers, &mut store, &Limits::default(), &Default::default(), &|| ());
     let tree = tree.map_err(|(at, error)| format!("layer {}: {error}", at + 1))?;
-    store.finish(tree).map_err(|error| error.to_string())?;
+    store
+        .finish(tree, &Default::default())
+        .map_err(|error| error.to_string())?;
     super::check(place.path());
     Ok(place)
 }

@@ -238,6 +238,21 @@ pub fn refused(layers: &[&[Member]]) -> LayerError {
     }
 }
 
+/// The same members as one layer, and as one layer each.
+pub fn both(members: &[Member], expected: &[(&str, &str)]) {
+    assert_eq!(list(&[members]), tree(expected), "in one layer");
+    let single: Vec<&[Member]> = members.chunks(1).collect();
+    assert_eq!(list(&single), tree(expected), "in layers of their own");
+}
+
+/// Layers are refused with a word about their form.
+pub fn malformed(layers: &[&[Member]], part: &str) {
+    match refused(layers) {
+        LayerError::Malformed(why) => assert!(why.contains(part), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// What is in a tree: path to a word about it. Names of one inode have one number.
 pub fn list(layers: &[&[Member]]) -> BTreeMap<String, String> {
     listed(&merge(layers).unwrap())

@@ -30,9 +30,6 @@ const CONFIG: &str = "application/vnd.vmlet.kernel.config.v1+json";
 const IMAGE: &str = "application/vnd.vmlet.kernel.image.v1+zstd";
 const MODULES: &str = "application/vnd.vmlet.kernel.modules.v1.tar+zstd";
 
-/// A vmlinux without debug information has some 50 MiB.
-const MOST_KERNEL: u64 = 1 << 30;
-
 /// The artefact's configuration.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -157,7 +154,8 @@ fn unpack_kernel(name: &str, to: &Path, blob: &Bytes, given: &Configuration, lim
     let local = |error: io::Error| PullError::io(&what, &error);
     let read = |error: io::Error| failure::layer(&what, LayerError::Read(error));
     let mut file = File::options().write(true).create_new(true).open(to).map_err(local)?;
-    let mut input = inflate(blob, limits).map_err(read)?.take(MOST_KERNEL + 1);
+    let most = limits.kernel_bytes;
+    let mut input = inflate(blob, limits).map_err(read)?.take(most.saturating_add(1));
     let mut buffer = vec![0; 256 << 10];
     let (mut start, mut size) = (Vec::new(), 0);
     loop {
@@ -168,11 +166,9 @@ fn unpack_kernel(name: &str, to: &Path, blob: &Bytes, given: &Configuration, lim
             Err(error) => return Err(read(error)),
         };
         size += n as u64;
-        if size > MOST_KERNEL {
-            return Err(PullError::new(
-                Reason::TooLarge,
-                format!("{what} has more than {MOST_KERNEL} bytes"),
-            ));
+        if size > most {
+            let why = format!("{what} has more than {most} bytes");
+            return Err(PullError::new(Reason::TooLarge, why));
         }
         start.extend_from_slice(&buffer[..n.min(1024 - start.len())]);
         file.write_all(&buffer[..n]).map_err(local)?;
@@ -268,7 +264,7 @@ pub fn modules_disk(
     let top = tree.lookup(root.as_bytes()).map_err(wrong)?;
     let top = top.ok_or_else(|| PullError::new(Reason::MissingFile, format!("{what}: there is no {root} in them")))?;
     store
-        .finish_below(tree, top)
+        .finish_below(tree, top, cancel)
         .map_err(|error| failure::store(what, error))?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::search::Search;
 use super::{INITRD, KERNEL, MODULES_DISK, MODULES_TAR, is_version};
 use crate::error::{PullError, Reason};
 use crate::kernel_package::collect::{Collector, Kernel};
-use crate::kernel_package::image::{Format, MAX_IMAGE, bootable, release};
+use crate::kernel_package::image::{Format, bootable, release};
 use crate::kernel_package::layout::tar_of_modules;
 use crate::layers::apply::{Input, flatten};
 use crate::layers::merge::{Inode, Node, NodeId, Tree};
@@ -27,7 +27,6 @@ use crate::types::{BootFormat, Limits};
 
 const SPOOL: &str = "spool";
 const MODULES_SPOOL: &str = "modules.spool";
-const MOST_INITRD: u64 = 2 << 30;
 const MOST_DEPTH: usize = 32;
 /// For a kernel that does not say what it is, and has no modules that do.
 const UNKNOWN: &str = "unknown";
@@ -72,8 +71,9 @@ impl Extract {
             .map(|path| search.file("initrd", path))
             .transpose()?;
         let what = format!("{name}: {}", found.path);
-        let image = read(&what, &spool, data(search.tree, found.node), MAX_IMAGE as u64)?;
-        let (format, said) = write_kernel(&what, &image, &self.dir)?;
+        let most = self.limits.kernel_bytes;
+        let image = read(&what, &spool, data(search.tree, found.node), most)?;
+        let (format, said) = write_kernel(&what, &image, most, &self.dir)?;
         let by_name = found.path.rsplit_once("vmlinu").and_then(|(_, rest)| rest.get(2..));
         let version = said.or_else(|| by_name.filter(|text| is_version(text)).map(str::to_owned));
         let modules = search.modules(self.paths.modules.as_deref(), version.as_deref())?;
@@ -89,7 +89,7 @@ impl Extract {
         };
         if let Some(initrd) = &initrd {
             let what = format!("{name}: {}", initrd.path);
-            let bytes = spooled(&what, data(search.tree, initrd.node), MOST_INITRD)?;
+            let bytes = spooled(&what, data(search.tree, initrd.node), self.limits.initrd_bytes)?;
             let mut file = new(&self.dir.join(INITRD)).map_err(local)?;
             copy(&mut spool.open(bytes), &mut file).map_err(|end| end.say(local, local))?;
             file.sync_all().map_err(local)?;
@@ -152,26 +152,27 @@ impl Extract {
     }
 }
 
-/// A file that is nothing but a kernel.
+/// A file that is nothing but a kernel, of at most so many bytes.
 ///
 /// # Errors
 /// Bytes that do not come, a kernel that does not boot, the disk.
 pub fn bare(
     name: &str,
     bytes: &mut dyn Read,
+    most: u64,
     dir: &Path,
     wrong: impl Fn(io::Error) -> PullError,
 ) -> Result<BuiltKernel, PullError> {
     let mut image = Vec::new();
     bytes
-        .take(MAX_IMAGE as u64 + 1)
+        .take(most.saturating_add(1))
         .read_to_end(&mut image)
         .map_err(wrong)?;
-    if image.len() > MAX_IMAGE {
-        let why = format!("{name}: it has more than {MAX_IMAGE} bytes");
+    if image.len() as u64 > most {
+        let why = format!("{name}: it has more than {most} bytes");
         return Err(PullError::new(Reason::TooLarge, why));
     }
-    let (boot_format, version) = write_kernel(name, &image, dir)?;
+    let (boot_format, version) = write_kernel(name, &image, most, dir)?;
     Ok(BuiltKernel {
         kernel: KERNEL.into(),
         boot_format,
@@ -182,11 +183,16 @@ pub fn bare(
     })
 }
 
-/// Writes what a VMM boots of a kernel; answers with its format and the release that it names.
-fn write_kernel(what: &str, image: &[u8], dir: &Path) -> Result<(BootFormat, Option<String>), PullError> {
+/// Writes what a VMM boots of a kernel, at most so many bytes; answers with its format and the release that it names.
+fn write_kernel(what: &str, image: &[u8], most: u64, dir: &Path) -> Result<(BootFormat, Option<String>), PullError> {
     let local = |error: io::Error| PullError::io(what, &error);
-    let (bytes, format) = bootable(image)
-        .map_err(|error| PullError::new(Reason::UnsupportedFormat, format!("{what} cannot be booted: {error}")))?;
+    let (bytes, format) = bootable(image, most).map_err(|error| {
+        let reason = match error.kind() {
+            io::ErrorKind::FileTooLarge => Reason::TooLarge,
+            _ => Reason::UnsupportedFormat,
+        };
+        PullError::new(reason, format!("{what} cannot be booted: {error}"))
+    })?;
     let mut file = new(&dir.join(KERNEL)).map_err(local)?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(local)?;
     let version = release(image)

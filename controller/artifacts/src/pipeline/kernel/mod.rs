@@ -132,7 +132,7 @@ impl Inner {
                         return Err(PullError::new(Reason::UnsupportedFormat, format!("{what}: {why}")));
                     }
                     let wrong = |error| failure::layer(&what, LayerError::Read(error));
-                    bare(&what, &mut looked.bytes, &dir, wrong).map(Step::Done)
+                    bare(&what, &mut looked.bytes, limits.kernel_bytes, &dir, wrong).map(Step::Done)
                 }
                 Content::Tar => {
                     let layers = vec![crate::layers::apply::Input {

@@ -13,7 +13,7 @@
 //! In a settled key every asker has its answer. It keeps it until it leaves; a newcomer gets a run of its own,
 //! for an answer that somebody still holds may be old. "Asker" below is one without an answer.
 //!
-//! Invariants (tested in `tests/pulls_core.rs` under these names):
+//! Invariants (tested in `tests/pulls_core.rs` and `tests/pulls_core_model.rs` under these names):
 //! S1 at most one run per key. S4 runs never exceed the lane's slots; a waiter holds none.
 //! S6 a result goes only to those who asked before the run was cancelled. S7 no entry without an asker or a run.
 //! L1 every asker is woken with a result or an error. L3 slots are first come, first served.
