@@ -53,7 +53,8 @@ pub enum Command {
     /// Work with kernels, without an agent.
     #[command(subcommand)]
     Kernel(Kernel),
-    /// Print what a VM wrote to its console.
+    /// Print what a VM wrote to its console. The agent looks every quarter of a second while there is output, and less
+    /// often the longer there is none: news of a guest that was silent comes up to 16 s late.
     Logs(Logs),
     /// Type at a VM's interactive console: a shell, or the login of the image's own init. Ctrl-] leaves.
     ///
