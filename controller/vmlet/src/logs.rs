@@ -40,7 +40,9 @@ pub async fn logs(args: Logs) -> Result<()> {
             (true, true) => bail!(
                 "no console log of an earlier run of \"{name}\": it has run once at most, or the run before printed nothing"
             ),
-            (true, false) => eprintln!("vmlet: nothing on the console of \"{name}\" in its latest run yet (of one that was silent, news comes up to 16 s late)"),
+            (true, false) => eprintln!(
+                "vmlet: nothing on the console of \"{name}\" in its latest run yet (of one that was silent, news comes up to 16 s late)"
+            ),
         }
     }
     if let Some(lines) = args.tail {
