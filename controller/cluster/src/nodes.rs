@@ -20,8 +20,8 @@ use vmlet_crds::{FINALIZER, VMNode, VirtualMachine, is_another_object};
 use crate::FIELD_MANAGER;
 use crate::condition::condition;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks. A lost node is told this much later than its deadline; each look is three lists.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long an agent may be silent whose Lease does not say so, in seconds.
 const DEADLINE: i32 = 40;
 
