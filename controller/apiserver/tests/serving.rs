@@ -230,3 +230,94 @@ async fn what_cannot_be_read_is_a_status_not_a_hang() {
         assert_eq!(is.as_u16(), code, "{method} {path}: {status}");
     }
 }
+
+fn definition(plural: &str, kind: &str) -> Value {
+    let schema = json!({"openAPIV3Schema": {"type": "object"}});
+    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]);
+    let names = json!({"plural": plural, "kind": kind, "singular": plural.trim_end_matches('s')});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.names.example.org")},
+        "spec": {"group": "names.example.org", "scope": "Cluster", "names": names, "versions": versions},
+    })
+}
+
+#[tokio::test]
+async fn a_definition_that_wants_names_of_another_is_not_served_until_that_one_is_gone() {
+    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let (code, _, first) = ask(&api, "POST", DEFINITIONS, definition("firsts", "Thing")).await;
+    assert_eq!(code, 201, "{first}");
+    let (code, _, second) = ask(&api, "POST", DEFINITIONS, definition("seconds", "Thing")).await;
+    assert_eq!(code, 201, "{second}");
+    let conditions = |object: &Value| {
+        let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let text =
+            |c: &Value| format!("{}={} {}: {}", c["type"], c["status"], c["reason"], c["message"]).replace('"', "");
+        list.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        conditions(&second),
+        [
+            r"NamesAccepted=False ListKindConflict: \ThingList\ is already in use",
+            "Established=False NotAccepted: not all names are accepted",
+        ]
+    );
+    assert_eq!(
+        second["status"]["acceptedNames"],
+        json!({"plural": "seconds", "singular": "second", "kind": ""})
+    );
+    let served = async |api: &ApiServer| {
+        let (_, _, list) = ask(api, "GET", "/apis/names.example.org/v1", Value::Null).await;
+        let list = list["resources"].as_array().cloned().unwrap_or_default();
+        list.iter()
+            .map(|r| r["name"].as_str().unwrap_or_default().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(served(&api).await, ["firsts"]);
+    let objects = "/apis/names.example.org/v1/seconds";
+    assert_eq!(ask(&api, "GET", objects, Value::Null).await.0, 404);
+    api.close().await;
+    drop(api);
+    let api = open(dir.path()).await;
+    assert_eq!(served(&api).await, ["firsts"]);
+
+    let request = Request::get(format!(
+        "{DEFINITIONS}?watch=true&fieldSelector=metadata.name=seconds.names.example.org"
+    ))
+    .body(Body::empty())
+    .expect("a request");
+    let mut watch = api.service().oneshot(request).await.expect("answers").into_body();
+    let (code, _, gone) = ask(
+        &api,
+        "DELETE",
+        &format!("{DEFINITIONS}/firsts.names.example.org"),
+        Value::Null,
+    )
+    .await;
+    assert_eq!(code, 200, "{gone}");
+    let mut seen = Vec::new();
+    while seen
+        .last()
+        .is_none_or(|line: &String| !line.contains("InitialNamesAccepted"))
+    {
+        let frame = tokio::time::timeout(Duration::from_secs(30), watch.frame()).await;
+        let frame = frame
+            .unwrap_or_else(|_| panic!("not accepted: {seen:?}"))
+            .expect("a line")
+            .expect("no error");
+        seen.push(String::from_utf8_lossy(&frame.into_data().expect("data")).into_owned());
+    }
+    // The collector serves it in the same turn as it stores that, under the lock that a write of a definition takes.
+    let (code, _, answer) = ask(
+        &api,
+        "PATCH",
+        &format!("{DEFINITIONS}/seconds.names.example.org"),
+        json!({"metadata": {"labels": {"a": "b"}}}),
+    )
+    .await;
+    assert_eq!(code, 200, "{answer}");
+    assert_eq!(served(&api).await, ["seconds"]);
+    assert_eq!(ask(&api, "GET", objects, Value::Null).await.0, 200);
+}
