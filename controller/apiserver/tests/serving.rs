@@ -321,3 +321,96 @@ async fn a_definition_that_wants_names_of_another_is_not_served_until_that_one_i
     assert_eq!(served(&api).await, ["seconds"]);
     assert_eq!(ask(&api, "GET", objects, Value::Null).await.0, 200);
 }
+
+#[tokio::test]
+async fn options_of_a_deletion_that_cannot_be_meant_are_refused_and_nothing_is_deleted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    assert_eq!(ask(&api, "POST", MAPS, config_map("kept")).await.0, 201);
+    let both =
+        "propagationPolicy: Invalid value: \"Orphan\": orphanDependents and deletionPropagation cannot be both set";
+    let never = "propagationPolicy: Unsupported value: \"Never\": supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\"";
+    let no = "dryRun: Unsupported value: [\"No\"]: supported values: \"All\"";
+    let go = "into Go struct field DeleteOptions.";
+    for (query, body, code, words) in [
+        (
+            "gracePeriodSeconds=x",
+            Value::Null,
+            400,
+            "strconv.ParseInt: parsing \"x\": invalid syntax".to_owned(),
+        ),
+        (
+            "gracePeriodSeconds=",
+            Value::Null,
+            400,
+            "strconv.ParseInt: parsing \"\": invalid syntax".to_owned(),
+        ),
+        (
+            "orphanDependents=false&propagationPolicy=Orphan",
+            Value::Null,
+            422,
+            both.to_owned(),
+        ),
+        (
+            "",
+            json!({"orphanDependents": true, "propagationPolicy": "Orphan"}),
+            422,
+            both.to_owned(),
+        ),
+        ("propagationPolicy=Never", Value::Null, 422, never.to_owned()),
+        ("dryRun=No", Value::Null, 422, no.to_owned()),
+        ("", json!({"dryRun": ["No"]}), 422, no.to_owned()),
+        (
+            "",
+            json!({"gracePeriodSeconds": "x"}),
+            400,
+            format!("unmarshal string {go}gracePeriodSeconds of type int64"),
+        ),
+        (
+            "",
+            json!({"orphanDependents": 1}),
+            400,
+            format!("unmarshal number {go}orphanDependents of type bool"),
+        ),
+    ] {
+        for path in [format!("{MAPS}/kept?{query}"), format!("{MAPS}?{query}")] {
+            let (is, _, status) = ask(&api, "DELETE", &path, body.clone()).await;
+            assert_eq!(is.as_u16(), code, "{path} {body}: {status}");
+            let message = status["message"].as_str().unwrap_or_default();
+            assert!(message.ends_with(&words), "{path} {body}: {message}");
+        }
+    }
+    // A body is all that counts, if there is one.
+    let (code, _, status) = ask(
+        &api,
+        "DELETE",
+        &format!("{MAPS}/kept?propagationPolicy=Never"),
+        json!({"dryRun": ["All"]}),
+    )
+    .await;
+    assert_eq!(code, 200, "{status}");
+    assert_eq!(ask(&api, "GET", &format!("{MAPS}/kept"), Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_negative_limit_is_none_and_a_limit_that_is_no_number_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    for name in ["a", "b"] {
+        assert_eq!(ask(&api, "POST", MAPS, config_map(name)).await.0, 201);
+    }
+    let (code, _, list) = ask(&api, "GET", &format!("{MAPS}?limit=-1"), Value::Null).await;
+    assert_eq!(
+        (code.as_u16(), list["items"].as_array().map(Vec::len)),
+        (200, Some(2)),
+        "{list}"
+    );
+    let (code, _, status) = ask(&api, "GET", &format!("{MAPS}?limit=99999999999999999999"), Value::Null).await;
+    assert_eq!(
+        (code.as_u16(), &status["message"]),
+        (
+            400,
+            &json!("strconv.ParseInt: parsing \"99999999999999999999\": value out of range")
+        )
+    );
+}
