@@ -10,6 +10,7 @@
 //! Where it and kube-apiserver differ, kube-apiserver is right; the suite in `e2e/tests/api` runs against both.
 
 mod collector;
+mod conditions;
 mod core;
 mod credentials;
 mod definitions;

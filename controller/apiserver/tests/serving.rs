@@ -414,3 +414,69 @@ async fn a_negative_limit_is_none_and_a_limit_that_is_no_number_is_refused() {
         )
     );
 }
+
+#[tokio::test]
+async fn a_namespace_that_cannot_go_says_what_is_left_in_it_and_what_holds_that() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let named = |name: &str| json!({"metadata": {"name": name, "finalizers": ["test.io/hold"]}});
+    let mut space = named("leaving");
+    space["metadata"]["finalizers"] = json!([]);
+    assert_eq!(ask(&api, "POST", "/api/v1/namespaces", space).await.0, 201);
+    let maps = "/api/v1/namespaces/leaving/configmaps";
+    for name in ["a", "b"] {
+        assert_eq!(ask(&api, "POST", maps, named(name)).await.0, 201);
+    }
+    let secrets = "/api/v1/namespaces/leaving/secrets";
+    assert_eq!(
+        ask(&api, "POST", secrets, json!({"metadata": {"name": "free"}}))
+            .await
+            .0,
+        201
+    );
+    let request = Request::get("/api/v1/namespaces?watch=true&fieldSelector=metadata.name=leaving");
+    let request = request.body(Body::empty()).expect("a request");
+    let mut watch = api.service().oneshot(request).await.expect("answers").into_body();
+    assert_eq!(
+        ask(&api, "DELETE", "/api/v1/namespaces/leaving", Value::Null).await.0,
+        200
+    );
+    let mut until = async |words: &str| {
+        let mut last = String::new();
+        while !last.contains(words) {
+            let frame = tokio::time::timeout(Duration::from_secs(30), watch.frame()).await;
+            let frame = frame
+                .unwrap_or_else(|_| panic!("no {words}: {last}"))
+                .expect("a line")
+                .expect("no error");
+            last = String::from_utf8_lossy(&frame.into_data().expect("data")).into_owned();
+        }
+        let event: Value = serde_json::from_str(&last).expect("JSON");
+        let conditions = event["object"]["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let text =
+            |c: &Value| format!("{}={} {}: {}", c["type"], c["status"], c["reason"], c["message"]).replace('"', "");
+        conditions.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        until("in 2 resource instances").await,
+        [
+            "NamespaceDeletionDiscoveryFailure=False ResourcesDiscovered: All resources successfully discovered",
+            "NamespaceDeletionGroupVersionParsingFailure=False ParsedGroupVersions: All legacy kube types successfully parsed",
+            "NamespaceDeletionContentFailure=False ContentDeleted: All content successfully deleted, may be waiting on finalization",
+            "NamespaceContentRemaining=True SomeResourcesRemain: Some resources are remaining: configmaps. has 2 resource instances",
+            "NamespaceFinalizersRemaining=True SomeFinalizersRemain: Some content in the namespace has finalizers remaining: test.io/hold in 2 resource instances",
+        ]
+    );
+    let release = json!({"metadata": {"finalizers": null}});
+    assert_eq!(ask(&api, "PATCH", &format!("{maps}/a"), release.clone()).await.0, 200);
+    let conditions = until("in 1 resource instances").await;
+    assert!(
+        conditions[3].ends_with("configmaps. has 1 resource instances"),
+        "{conditions:?}"
+    );
+    assert_eq!(ask(&api, "PATCH", &format!("{maps}/b"), release).await.0, 200);
+    until("DELETED").await;
+}

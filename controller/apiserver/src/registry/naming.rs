@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::definition::texts;
+use crate::conditions;
 
 /// Whether the definition is served. Once it is, it stays so, by the names that it got.
 pub fn established(definition: &Value) -> bool {
@@ -18,12 +19,7 @@ pub fn contested(definition: &Value) -> bool {
 }
 
 fn holds(definition: &Value, kind: &str) -> bool {
-    condition(definition, kind).is_some_and(|c| c["status"] == "True")
-}
-
-fn condition<'d>(definition: &'d Value, kind: &str) -> Option<&'d Value> {
-    let conditions = definition["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().find(|c| c["type"] == kind)
+    conditions::find(definition, kind).is_some_and(|c| c["status"] == "True")
 }
 
 /// Writes `status.acceptedNames` and the conditions that follow from it. `others` are the other definitions.
@@ -65,12 +61,12 @@ pub fn settle(definition: &mut Value, others: &[Value], now: &str) {
     definition["status"]["acceptedNames"] = Value::Object(names);
     let accepted = conflict.is_none();
     let (reason, message) = conflict.unwrap_or(("NoConflicts", "no conflicts found".to_owned()));
-    set(definition, "NamesAccepted", accepted, reason, &message, now);
+    conditions::set(definition, "NamesAccepted", accepted, reason, &message, now);
     if established(definition) {
         return;
     }
     match accepted {
-        true => set(
+        true => conditions::set(
             definition,
             "Established",
             true,
@@ -78,7 +74,7 @@ pub fn settle(definition: &mut Value, others: &[Value], now: &str) {
             "the initial names have been accepted",
             now,
         ),
-        false => set(
+        false => conditions::set(
             definition,
             "Established",
             false,
@@ -139,28 +135,10 @@ fn taken(group: &Value, others: &[Value]) -> (BTreeSet<String>, BTreeSet<String>
     (resources, kinds)
 }
 
-fn set(definition: &mut Value, kind: &str, holds: bool, reason: &str, message: &str, now: &str) {
-    let status = if holds { "True" } else { "False" };
-    let since = match condition(definition, kind).filter(|c| c["status"] == status) {
-        Some(before) => before["lastTransitionTime"].clone(),
-        None => now.into(),
-    };
-    let new =
-        json!({"type": kind, "status": status, "lastTransitionTime": since, "reason": reason, "message": message});
-    if !definition["status"]["conditions"].is_array() {
-        definition["status"]["conditions"] = json!([]);
-    }
-    let Some(conditions) = definition["status"]["conditions"].as_array_mut() else {
-        return;
-    };
-    match conditions.iter_mut().find(|c| c["type"] == kind) {
-        Some(condition) => *condition = new,
-        None => conditions.push(new),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn definition(plural: &str, singular: &str, kind: &str, list_kind: &str, short: &[&str]) -> Value {
@@ -168,7 +146,7 @@ mod tests {
     }
 
     fn told(definition: &Value, kind: &str) -> String {
-        let c = condition(definition, kind).cloned().unwrap_or_default();
+        let c = conditions::find(definition, kind).cloned().unwrap_or_default();
         let text = |field: &str| c[field].as_str().unwrap_or_default().to_owned();
         format!("{} {}: {}", text("status"), text("reason"), text("message"))
     }
@@ -218,7 +196,7 @@ mod tests {
             settle(&mut second, &[], "later");
             assert!(established(&second) && !contested(&second));
             assert_eq!(
-                condition(&second, "Established").map(|c| &c["lastTransitionTime"]),
+                conditions::find(&second, "Established").map(|c| &c["lastTransitionTime"]),
                 Some(&json!("later"))
             );
         }
@@ -240,7 +218,7 @@ mod tests {
         assert!(established(&second) && contested(&second));
         assert_eq!(second["status"]["acceptedNames"]["shortNames"], json!(["s"]));
         assert_eq!(
-            condition(&second, "Established").map(|c| &c["lastTransitionTime"]),
+            conditions::find(&second, "Established").map(|c| &c["lastTransitionTime"]),
             Some(&json!("then"))
         );
     }

@@ -19,6 +19,7 @@ mod tests;
 use serde_json::Value;
 
 pub use events::{event_to_core, event_to_events};
+pub use namespaces::{Remaining, say_remaining};
 
 use crate::names;
 use crate::registry::Core;
