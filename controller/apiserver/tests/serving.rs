@@ -480,3 +480,40 @@ async fn a_namespace_that_cannot_go_says_what_is_left_in_it_and_what_holds_that(
     assert_eq!(ask(&api, "PATCH", &format!("{maps}/b"), release).await.0, 200);
     until("DELETED").await;
 }
+
+#[tokio::test]
+async fn empty_metadata_is_not_kept_whoever_writes_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let api = open(dir.path()).await;
+    let empty = json!({"labels": {}, "annotations": {}, "finalizers": [], "ownerReferences": [], "generateName": ""});
+    let mut map = config_map("m");
+    map["metadata"] = empty.clone();
+    map["metadata"]["name"] = "m".into();
+    let path = format!("{MAPS}/m");
+    let full = json!({"metadata": {"labels": {"a": "b"}, "annotations": {"a": "b"}, "finalizers": ["a.io/b"]}});
+    let few = json!({"metadata": {"labels": {"a": null}, "annotations": {}, "finalizers": []}});
+    for (method, path, body) in [
+        ("POST", MAPS, map.clone()),
+        ("PATCH", path.as_str(), full.clone()),
+        (
+            "PATCH",
+            path.as_str(),
+            json!({"metadata": {"labels": {"a": null}, "annotations": {"a": null}, "finalizers": []}}),
+        ),
+        ("PATCH", path.as_str(), full),
+        ("PUT", path.as_str(), map),
+        ("PATCH", path.as_str(), few),
+    ] {
+        let (code, _, object) = ask(&api, method, path, body.clone()).await;
+        assert!(code.is_success(), "{method} {body}: {object}");
+        let (_, _, stored) = ask(&api, "GET", &format!("{MAPS}/m"), Value::Null).await;
+        for object in [&object, &stored] {
+            let metadata = object["metadata"].as_object().expect("metadata");
+            let kept = empty.as_object().expect("fields").iter();
+            let kept: Vec<_> = kept
+                .filter(|(field, value)| metadata.get(*field) == Some(*value))
+                .collect();
+            assert!(kept.is_empty(), "{method} {body}: {object}");
+        }
+    }
+}
