@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::Inner;
 use crate::objects::delete::{Options, Propagation, delete};
 use crate::objects::rfc3339;
 use crate::registry::{Core, Resource, definition};
 use crate::status::Failure;
-use crate::storage::{Batch, Change, EventKind, HistoryEvent, Key, ListRequest, WriteError};
+use crate::storage::{Batch, Change, EventKind, HistoryEvent, Key, ListRequest, Stored, WriteError};
+use crate::{Inner, core};
 
 /// After an error (a full disk), and between looks at what expires.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -139,11 +139,7 @@ impl Collector {
         };
         let uid = metadata["uid"].as_str().unwrap_or_default();
         let done = match resource.core {
-            Some(Core::Namespace) => {
-                let content = self.server.store.in_namespace(&key.name).await?;
-                self.delete_all(&content).await?;
-                self.server.store.in_namespace(&key.name).await?.is_empty()
-            }
+            Some(Core::Namespace) => return self.empty(&resource, key, &stored).await,
             Some(Core::Definition) if has(definition::CLEANUP) => {
                 let content = self.instances(&object).await?;
                 self.delete_all(&content).await?;
@@ -169,6 +165,40 @@ impl Collector {
             }
         }
         Ok(())
+    }
+
+    /// Deletes what is in a namespace, and says in its status what is left; releases it when nothing is.
+    async fn empty(&mut self, resource: &Resource, key: &Key, stored: &Stored) -> Result<(), Failure> {
+        let content = self.server.store.in_namespace(&key.name).await?;
+        let deleted = self.delete_all(&content).await;
+        let mut remaining = core::Remaining::default();
+        remaining
+            .failures
+            .extend(deleted.as_ref().err().map(|f| f.message.clone()));
+        for key in self.server.store.in_namespace(&key.name).await? {
+            let Some(left) = self.server.store.get(&key).await? else {
+                continue;
+            };
+            let (group, plural) = key.resource.split_once('/').unwrap_or_default();
+            *remaining.resources.entry(format!("{plural}.{group}")).or_default() += 1;
+            let left = left.value()?;
+            let finalizers = left["metadata"]["finalizers"].as_array();
+            for finalizer in finalizers.into_iter().flatten().filter_map(Value::as_str) {
+                *remaining.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+            }
+        }
+        let before = stored.value()?;
+        let mut object = before.clone();
+        core::say_remaining(&mut object, &remaining, &rfc3339(jiff::Timestamp::now()));
+        if remaining.resources.is_empty() {
+            release(resource, &mut object);
+        } else {
+            self.waiting.insert(key.clone());
+        }
+        if object != before && !self.change(resource, key, stored.version, object).await? {
+            self.look.insert(key.clone());
+        }
+        deleted
     }
 
     /// An object goes when it has owners and none of them exists any more.
@@ -204,7 +234,7 @@ impl Collector {
             limit: 0,
         };
         let items = self.server.store.list(request).await?.items;
-        let key = |s: crate::storage::Stored| Key {
+        let key = |s: Stored| Key {
             resource: resource.clone(),
             namespace: s.namespace,
             name: s.name,

@@ -10,8 +10,10 @@
 //! Where it and kube-apiserver differ, kube-apiserver is right; the suite in `e2e/tests/api` runs against both.
 
 mod collector;
+mod conditions;
 mod core;
 mod credentials;
+mod definitions;
 mod discovery;
 mod http;
 mod managed_fields;
@@ -35,15 +37,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Mutex, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::credentials::Credentials;
-use crate::registry::{Core, Registry, Resource, definition};
+use crate::registry::{Core, Registry};
 use crate::status::{Failure, Subject};
-use crate::storage::{Change, Key, ListRequest, Store, StoreError, WriteError};
+use crate::storage::{Change, Key, Store, StoreError, WriteError};
 
 /// Where the API keeps its things.
 #[derive(Clone, Debug)]
@@ -160,54 +162,6 @@ impl ApiServer {
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
 impl Inner {
-    /// Reads all definitions and serves what they say. A broken one (of an older version) is left out and said.
-    pub(crate) async fn reload(&self) -> Result<(), Failure> {
-        let request = ListRequest {
-            resource: Arc::from("apiextensions.k8s.io/customresourcedefinitions"),
-            namespace: None,
-            after: None,
-            limit: 0,
-        };
-        let page = self.store.list(request).await?;
-        let before = self.registry.borrow().clone();
-        let mut custom: Vec<Arc<Resource>> = Vec::new();
-        for stored in page.items {
-            let known = before.all().find(|r| {
-                format!("{}.{}", r.plural, r.group) == stored.name && r.origin.1 == stored.version.to_string()
-            });
-            if let Some(known) = known {
-                custom.push(known.clone());
-                continue;
-            }
-            match definition::resource(&stored.value()?) {
-                Ok(resource) => custom.push(Arc::new(resource)),
-                Err(errors) => {
-                    let why = schema::aggregate(&errors);
-                    tracing::error!(definition = stored.name, why, "a stored definition is not served");
-                }
-            }
-        }
-        self.registry
-            .send_replace(Arc::new(Registry::new(custom, before.epoch + 1)));
-        Ok(())
-    }
-
-    /// Judges a definition, its defaults filled in, before it is stored.
-    pub(crate) fn check_definition(object: &Value, name: &str) -> Result<(), Failure> {
-        match definition::resource(object) {
-            Ok(_) => Ok(()),
-            Err(errors) => {
-                let subject = Subject {
-                    group: "apiextensions.k8s.io",
-                    kind: "CustomResourceDefinition",
-                    name,
-                };
-                let causes: Vec<_> = errors.into_iter().map(Into::into).collect();
-                Err(Failure::invalid(&subject, &causes))
-            }
-        }
-    }
-
     /// What a write into a namespace would be refused for.
     pub(crate) async fn require_namespace(&self, name: &str, subject: &Subject<'_>) -> Result<(), Failure> {
         match self.store.write(vec![Change::RequireNamespace(name.to_owned())]).await {
@@ -223,7 +177,7 @@ impl Inner {
                 "apiVersion": "v1", "kind": "Namespace",
                 "metadata": {"name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now},
             });
-            core::prepare_create(Core::Namespace, &mut object, &now);
+            core::prepare_create(Core::Namespace, &mut object);
             core::label_namespace(&mut object);
             let key = Key {
                 resource: Arc::from("/namespaces"),

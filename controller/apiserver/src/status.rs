@@ -290,6 +290,10 @@ impl Failure {
                 let why = format!("unable to create new content in namespace {name} because it is being terminated");
                 Failure::forbidden(subject, &why, &[cause])
             }
+            WriteError::Full(_) => {
+                let message = format!("{} \"{}\" cannot be stored: {error}", subject.qualified(), subject.name);
+                Failure::new(507, "InsufficientStorage", message).about(subject)
+            }
             WriteError::Store(error) => error.into(),
         }
     }

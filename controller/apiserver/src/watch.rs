@@ -49,7 +49,8 @@ pub(crate) async fn watch(call: &Call) -> Result<Answer, Failure> {
     };
     let timeout = call
         .query
-        .number("timeoutSeconds")?
+        .integer("timeoutSeconds")?
+        .and_then(|t| u64::try_from(t).ok())
         .filter(|t| *t > 0)
         .unwrap_or_else(|| {
             DEFAULT_TIMEOUT + u64::from(uuid::Uuid::new_v4().as_fields().1) * DEFAULT_TIMEOUT / u64::from(u16::MAX)

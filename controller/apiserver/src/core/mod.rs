@@ -5,8 +5,8 @@ mod rules;
 use serde_json::Value;
 
 pub use rules::{
-    decode_problem, event_to_core, event_to_events, label_namespace, name_problems, prepare_create, prepare_update,
-    validate,
+    Remaining, decode_problem, event_to_core, event_to_events, label_namespace, name_problems, prepare_create,
+    prepare_update, say_remaining, validate,
 };
 
 macro_rules! schemas {

@@ -97,7 +97,11 @@ async fn document(
     let registry = server.registry.borrow().clone();
     let found = |document: Option<Value>| Ok(document.map_or_else(page_not_found, Answer::ok));
     match target {
-        Target::Health => Ok(health(server, uri.query().is_some_and(|q| q.contains("verbose")))),
+        Target::Health => {
+            let ready = uri.path().starts_with("/readyz");
+            let verbose = uri.query().is_some_and(|q| q.contains("verbose"));
+            Ok(health(server, ready, verbose).await)
+        }
         Target::Version => Ok(Answer::ok(discovery::version())),
         Target::CoreVersions => Ok(Answer::ok(match accept.shape {
             Shape::Discovery(version) => discovery::aggregated(&registry, true, version),
@@ -136,11 +140,17 @@ async fn definitions(server: &Inner, group: &str) -> Result<Vec<Value>, Failure>
     Ok(found)
 }
 
-fn health(server: &Inner, verbose: bool) -> Answer {
-    match (server.shutdown.is_cancelled(), verbose) {
-        (true, _) => Answer::text(503, "shutting down\n"),
-        (false, true) => Answer::text(200, "[+]storage ok\nok\n"),
-        (false, false) => Answer::text(200, "ok"),
+/// Only readiness knows a full disk: a restart, which is what failed liveness leads to, would free nothing.
+async fn health(server: &Inner, ready: bool, verbose: bool) -> Answer {
+    if server.shutdown.is_cancelled() {
+        return Answer::text(503, "shutting down\n");
+    }
+    if ready && let Some(trouble) = server.store.trouble().await {
+        return Answer::text(500, &format!("[-]storage failed: {trouble}\nreadyz check failed\n"));
+    }
+    match verbose {
+        true => Answer::text(200, "[+]storage ok\nok\n"),
+        false => Answer::text(200, "ok"),
     }
 }
 

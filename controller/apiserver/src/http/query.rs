@@ -32,10 +32,23 @@ impl Query {
             .any(|(k, v)| k == key && !matches!(v.as_str(), "false" | "0"))
     }
 
-    /// A number.
-    pub fn number(&self, key: &str) -> Result<Option<u64>, Failure> {
-        let wrong = |value: &str| Failure::bad_request(format!("{key}: Invalid value: {value:?}: must be a number"));
-        self.get(key).map(|v| v.parse().map_err(|_| wrong(v))).transpose()
+    /// First value of a parameter, even if empty.
+    pub fn given(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// A number, as Go reads it.
+    pub fn integer(&self, key: &str) -> Result<Option<i64>, Failure> {
+        use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+        let wrong = |value: &str, error: std::num::ParseIntError| {
+            let why = match error.kind() {
+                PosOverflow | NegOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            Failure::bad_request(format!("strconv.ParseInt: parsing {value:?}: {why}"))
+        };
+        let value = self.given(key).map(|v| v.parse().map_err(|e| wrong(v, e)));
+        value.transpose()
     }
 
     /// `dryRun`; only `All` exists.

@@ -47,9 +47,8 @@ pub async fn store(
     }
     let dry_run = call.query.dry_run()?;
     metadata::begin(call, &mut object)?;
-    let now = rfc3339(call.now);
     if let Some(kind) = call.resource.core {
-        core::prepare_create(kind, &mut object, &now);
+        core::prepare_create(kind, &mut object);
         if kind == Core::Namespace {
             core::label_namespace(&mut object);
         }
@@ -65,6 +64,7 @@ pub async fn store(
     let subject = call.subject(&name);
     if call.resource.core == Some(Core::Definition) {
         let _turn = call.server.definitions.lock().await;
+        call.server.settle_names(&mut object).await?;
         Inner::check_definition(&object, &name)?;
         let stored = write(call, key, object, dry_run, &subject).await?;
         if !dry_run {

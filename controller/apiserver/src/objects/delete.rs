@@ -9,8 +9,10 @@ use super::{Call, RACES, metadata, rfc3339};
 use crate::Inner;
 use crate::http::answer::Answer;
 use crate::http::body;
+use crate::http::query::Query;
 use crate::registry::{Core, Resource, definition};
-use crate::status::{self, Failure, Subject};
+use crate::schema::FieldError;
+use crate::status::{self, Cause, Failure, Subject};
 use crate::storage::{Change, Key, WriteError};
 
 /// What happens to dependents.
@@ -38,37 +40,74 @@ pub enum Deleted {
     Held(Value),
 }
 
+/// The options are those of the body, or if it has none those of the URL.
 async fn options(call: &Call, body: Body) -> Result<Options, Failure> {
     let bytes = body::read(body).await?;
-    let options = delete_options(call, &bytes)?;
-    let text = |value: &Value| value.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
-    let policy = text(&options["propagationPolicy"]).or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
-    let orphans = options["orphanDependents"] == true || call.query.get("orphanDependents") == Some("true");
-    let propagation = match policy.as_deref() {
-        None if orphans => Propagation::Orphan,
-        None | Some("Background") => Propagation::Background,
-        Some("Foreground") => Propagation::Foreground,
-        Some("Orphan") => Propagation::Orphan,
-        Some(other) => {
-            let supported = ["Background", "Foreground", "Orphan"];
-            let error = crate::schema::FieldError::not_supported("propagationPolicy", other, &supported);
-            let subject = Subject {
-                group: "meta.k8s.io",
-                kind: "DeleteOptions",
-                name: "",
-            };
-            return Err(Failure::invalid(&subject, &[error.into()]));
-        }
+    let options = match delete_options(call, &bytes)? {
+        Value::Null => of_query(&call.query)?,
+        options => options,
     };
-    let all = options["dryRun"]
-        .as_array()
-        .is_some_and(|d| d.iter().any(|d| d == "All"));
+    let propagation = check(&options)?;
+    let text = |value: &Value| value.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
     Ok(Options {
         propagation,
         uid: text(&options["preconditions"]["uid"]),
         version: text(&options["preconditions"]["resourceVersion"]),
-        dry_run: all || call.query.dry_run()?,
+        dry_run: options["dryRun"].as_array().is_some_and(|d| !d.is_empty()),
     })
+}
+
+fn of_query(query: &Query) -> Result<Value, Failure> {
+    let mut options = json!({});
+    if let Some(seconds) = query.integer("gracePeriodSeconds")? {
+        options["gracePeriodSeconds"] = seconds.into();
+    }
+    if query.given("orphanDependents").is_some() {
+        options["orphanDependents"] = query.flag("orphanDependents").into();
+    }
+    if let Some(policy) = query.given("propagationPolicy") {
+        options["propagationPolicy"] = policy.into();
+    }
+    if let Some(dry_run) = query.get("dryRun") {
+        options["dryRun"] = json!([dry_run]);
+    }
+    Ok(options)
+}
+
+fn check(options: &Value) -> Result<Propagation, Failure> {
+    let mut errors = Vec::new();
+    let policy = options["propagationPolicy"].as_str();
+    let propagation = match policy {
+        None if options["orphanDependents"] == true => Propagation::Orphan,
+        Some("Foreground") => Propagation::Foreground,
+        Some("Orphan") => Propagation::Orphan,
+        _ => Propagation::Background,
+    };
+    if let Some(policy) = policy {
+        if !options["orphanDependents"].is_null() {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(FieldError::invalid("propagationPolicy", policy, why));
+        }
+        let supported = ["Foreground", "Background", "Orphan"];
+        if !supported.contains(&policy) {
+            let supported = [&supported[..], &["nil"]].concat();
+            errors.push(FieldError::not_supported("propagationPolicy", policy, &supported));
+        }
+    }
+    let dry_run = options["dryRun"].as_array();
+    if dry_run.into_iter().flatten().any(|d| d != "All") {
+        errors.push(FieldError::not_supported("dryRun", options["dryRun"].clone(), &["All"]));
+    }
+    if errors.is_empty() {
+        return Ok(propagation);
+    }
+    let subject = Subject {
+        group: "meta.k8s.io",
+        kind: "DeleteOptions",
+        name: "",
+    };
+    let causes: Vec<Cause> = errors.into_iter().map(Cause::from).collect();
+    Err(Failure::invalid(&subject, &causes))
 }
 
 pub async fn one(call: &Call, name: &str, body: Body) -> Result<Answer, Failure> {

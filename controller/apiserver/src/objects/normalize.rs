@@ -228,9 +228,41 @@ pub fn delete_options(call: &Call, bytes: &Bytes) -> Result<Value, Failure> {
         _ => body::parse(bytes).map_err(Failure::bad_request)?.value,
     };
     match options["kind"].as_str() {
-        None | Some("DeleteOptions") => Ok(options),
-        Some(other) => Err(Failure::bad_request(format!(
-            "expected DeleteOptions in the body, found {other}"
-        ))),
+        None | Some("DeleteOptions") => {}
+        Some(other) => {
+            return Err(Failure::bad_request(format!(
+                "expected DeleteOptions in the body, found {other}"
+            )));
+        }
     }
+    for (field, wanted, fits) in [
+        ("gracePeriodSeconds", "int64", options["gracePeriodSeconds"].is_i64()),
+        ("orphanDependents", "bool", options["orphanDependents"].is_boolean()),
+        (
+            "propagationPolicy",
+            "v1.DeletionPropagation",
+            options["propagationPolicy"].is_string(),
+        ),
+        (
+            "preconditions",
+            "v1.Preconditions",
+            options["preconditions"].is_object(),
+        ),
+        ("dryRun", "[]string", options["dryRun"].is_array()),
+    ] {
+        let is = match &options[field] {
+            Value::Null => continue,
+            _ if fits => continue,
+            Value::Bool(_) => "bool".to_owned(),
+            Value::Number(number) if number.is_f64() => format!("number {number}"),
+            Value::Number(_) => "number".to_owned(),
+            Value::String(_) => "string".to_owned(),
+            Value::Array(_) => "array".to_owned(),
+            Value::Object(_) => "object".to_owned(),
+        };
+        return Err(Failure::bad_request(format!(
+            "json: cannot unmarshal {is} into Go struct field DeleteOptions.{field} of type {wanted}"
+        )));
+    }
+    Ok(options)
 }

@@ -256,7 +256,11 @@ pub async fn collect(call: &Call, selection: &Selection) -> Result<Listed, Failu
 }
 
 async fn page(call: &Call) -> Result<Page, Failure> {
-    let limit = call.query.number("limit")?.unwrap_or(0);
+    // A negative limit is none.
+    let limit = call
+        .query
+        .integer("limit")?
+        .map_or(0, |l| u64::try_from(l).unwrap_or(0));
     let matching = call.query.get("resourceVersionMatch");
     let asked = not_in_future(call).await?;
     if matching.is_some() && asked.is_none() && call.query.get("sendInitialEvents").is_none() {

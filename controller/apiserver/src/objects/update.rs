@@ -247,6 +247,9 @@ async fn once(call: &Call, name: &str, write: &Write, live: &Value, base: u64) -
         _ => None,
     };
     if call.resource.core == Some(Core::Definition) {
+        if call.place.subresource.is_none() {
+            call.server.settle_names(&mut object).await?;
+        }
         Inner::check_definition(&object, name)?;
     }
     if call.query.dry_run()? {

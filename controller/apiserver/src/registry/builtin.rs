@@ -109,5 +109,6 @@ fn resource(core: Core, group: &str, plural: &str, kind: &str, namespaced: bool,
         core: Some(core),
         origin: Default::default(),
         terminating: false,
+        contested: false,
     }
 }

@@ -35,7 +35,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn texts(value: &Value) -> Vec<String> {
+pub(super) fn texts(value: &Value) -> Vec<String> {
     value
         .as_array()
         .into_iter()
@@ -137,6 +137,9 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
         return Err(errors);
     }
     versions.sort_by_key(|v| std::cmp::Reverse(priority(&v.name)));
+    // Names may change, and then those count that were accepted.
+    let accepted = &definition["status"]["acceptedNames"];
+    let names = if accepted["kind"] == kind { accepted } else { names };
     Ok(Resource {
         storage: Arc::from(format!("{group}/{plural}")),
         stored_as: format!("{group}/{}", stored[0]),
@@ -149,6 +152,7 @@ pub fn resource(definition: &Value) -> Result<Resource, Vec<FieldError>> {
             text(&definition["metadata"]["resourceVersion"]),
         ),
         terminating: !definition["metadata"]["deletionTimestamp"].is_null(),
+        contested: super::naming::contested(definition),
         core: None,
         group,
         plural,
@@ -192,35 +196,16 @@ fn version(source: &Value, path: &str, place: &str) -> Result<Version, Vec<Field
     })
 }
 
-/// Writes the status that says "accepted and served"; definitions are served from the write on.
-pub fn accept(definition: &mut Value, now: &str) {
-    let mut names = definition["spec"]["names"].clone();
-    if names["categories"].is_null() {
-        names.as_object_mut().map(|n| n.remove("categories"));
-    }
-    let stored = definition["spec"]["versions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|v| v["storage"] == true);
+/// Notes a new storage version in the status.
+pub fn note_stored(definition: &mut Value) {
+    let versions = definition["spec"]["versions"].as_array();
+    let stored = versions.into_iter().flatten().find(|v| v["storage"] == true);
     let stored = stored.map(|v| text(&v["name"])).unwrap_or_default();
     let mut all = texts(&definition["status"]["storedVersions"]);
     if !all.contains(&stored) {
         all.push(stored);
     }
-    let since = |kind: &str| {
-        let conditions = definition["status"]["conditions"].as_array();
-        let old = conditions
-            .into_iter()
-            .flatten()
-            .find(|c| c["type"] == kind && c["status"] == "True");
-        old.map_or_else(|| json!(now), |c| c["lastTransitionTime"].clone())
-    };
-    let conditions = json!([
-        {"type": "NamesAccepted", "status": "True", "lastTransitionTime": since("NamesAccepted"), "reason": "NoConflicts", "message": "no conflicts found"},
-        {"type": "Established", "status": "True", "lastTransitionTime": since("Established"), "reason": "InitialNamesAccepted", "message": "the initial names have been accepted"},
-    ]);
-    definition["status"] = json!({"acceptedNames": names, "conditions": conditions, "storedVersions": all});
+    definition["status"]["storedVersions"] = all.into();
 }
 
 /// Adds the condition that says "being deleted".

@@ -2,6 +2,7 @@
 
 mod builtin;
 pub mod definition;
+pub mod naming;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub struct Resource {
     pub origin: (String, String),
     /// The CustomResourceDefinition is being deleted: no new objects.
     pub terminating: bool,
+    /// The CustomResourceDefinition wants names that another one has.
+    pub contested: bool,
 }
 
 /// One served version of a resource.

@@ -12,6 +12,7 @@
 
 mod cel;
 mod check;
+mod embedded;
 mod error;
 mod fill;
 mod formats;
@@ -88,6 +89,7 @@ impl Schema {
     /// against the writer, and transition rules are run.
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut errors = check::check(&self.root, "", object, old);
+        embedded::check(&self.root, "", object, &mut errors);
         self.finish(&mut errors, object, old);
         errors
     }

@@ -1,6 +1,6 @@
 //! Removal of fields that the schema does not name.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     error::child,
@@ -66,6 +66,13 @@ fn prune_metadata(path: &str, object: &mut Value, unknown: &mut Vec<String>) {
             unknown.push(format!("{place}.{name}"));
         }
         known
+    });
+    // Empty is as good as absent, and is not kept. (Of managedFields an empty list means something: see there.)
+    meta.retain(|name, value| match name.as_str() {
+        "annotations" | "labels" => !value.as_object().is_some_and(Map::is_empty),
+        "finalizers" | "ownerReferences" => !value.as_array().is_some_and(Vec::is_empty),
+        "generateName" | "selfLink" => value != "",
+        _ => true,
     });
     let owners = meta.get_mut("ownerReferences").and_then(Value::as_array_mut);
     for (i, owner) in owners.into_iter().flatten().enumerate() {

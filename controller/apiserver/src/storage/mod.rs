@@ -6,6 +6,7 @@
 
 mod history;
 mod reader;
+mod reserve;
 mod writer;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::reserve::Reserve;
 pub use history::{Batch, EventKind, HistoryEvent};
 pub use reader::ListRequest;
 pub use writer::{Change, WriteError};
@@ -142,31 +144,30 @@ impl Store {
     /// Opens or makes `DIR/objects.db`. Whatever a crash left is repaired by SQLite's own recovery.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let path = dir.join("objects.db");
-        let db = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "wal_autocheckpoint", 1000)?;
-        db.pragma_update(None, "journal_size_limit", 16 << 20)?;
-        db.execute_batch(TABLES)?;
-        for (key, value) in [
-            ("format", FORMAT),
-            ("version", FIRST_VERSION as i64),
-            ("floor", FIRST_VERSION as i64),
-        ] {
-            db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?1, ?2)", (key, value))?;
-        }
-        let found = reader::meta(&db, "format")?;
-        if found != FORMAT {
-            return Err(StoreError::Format { found, known: FORMAT });
-        }
-        let version = reader::meta(&db, "version")? as u64;
+        let mut reserve = Reserve::open(dir);
+        // Even to open it wants some room: the log and its index are new files.
+        let (db, version) = loop {
+            match prepare(&path) {
+                Err(StoreError::Sqlite(error)) if writer::no_room(&error) && reserve.release() => {}
+                opened => break opened?,
+            }
+        };
         let tail = Arc::new(history::Tail::new(version));
-        let writer = writer::Writer::start(db, version, tail.clone())?;
+        let state = writer::State::new(db, version, tail.clone(), reserve, dir);
+        let writer = writer::Writer::start(state)?;
         let readers = Arc::new(Readers {
             path,
             idle: Mutex::new(Vec::new()),
         });
         Ok(Store { writer, readers, tail })
+    }
+
+    /// Why not every write is taken at present: a full disk, or a last write that failed. It costs nothing while all is well.
+    pub async fn trouble(&self) -> Option<String> {
+        self.writer.trouble()?;
+        // The writer looks for room before every write, so for this one, too.
+        let _ = self.write(Vec::new()).await;
+        self.writer.trouble()
     }
 
     /// Applies changes in order, all or none, and returns the objects with their new resourceVersion. Returns only when they
@@ -227,6 +228,31 @@ impl Readers {
         }
         result
     }
+}
+
+/// The writer's connection, and the newest version.
+fn prepare(path: &Path) -> Result<(Connection, u64), StoreError> {
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", 1000)?;
+    db.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    // What a savepoint may have to undo is little, and a file for it might be on a full disk.
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    db.execute_batch(TABLES)?;
+    for (key, value) in [
+        ("format", FORMAT),
+        ("version", FIRST_VERSION as i64),
+        ("floor", FIRST_VERSION as i64),
+    ] {
+        db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?1, ?2)", (key, value))?;
+    }
+    let found = reader::meta(&db, "format")?;
+    if found != FORMAT {
+        return Err(StoreError::Format { found, known: FORMAT });
+    }
+    let version = reader::meta(&db, "version")? as u64;
+    Ok((db, version))
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {

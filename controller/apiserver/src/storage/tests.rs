@@ -21,6 +21,15 @@ fn create(name: &str) -> Change {
     }
 }
 
+fn update(object: Value) -> Change {
+    Change::Update {
+        key: key(object["metadata"]["name"].as_str().unwrap()),
+        base: version(&object),
+        object,
+        expires: None,
+    }
+}
+
 fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
 }
@@ -110,4 +119,78 @@ async fn history_is_the_same_from_memory_and_from_the_file_and_says_when_it_no_l
     assert_eq!(from_memory, (vec!["a".to_owned(), "b".to_owned()], start + 2));
     assert_eq!(from_file, from_memory);
     assert!(matches!(store.changes(1, resource, None).await.unwrap(), Batch::TooOld));
+}
+
+fn command(
+    changes: Vec<Change>,
+) -> (
+    writer::Command,
+    tokio::sync::oneshot::Receiver<Result<Vec<Value>, WriteError>>,
+) {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    (writer::Command { changes, reply }, answer)
+}
+
+#[tokio::test]
+async fn a_write_that_finds_no_room_takes_nothing_from_the_others_of_its_commit_with_a_reserve_and_without() {
+    for with_reserve in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, first) = prepare(&dir.path().join("objects.db")).unwrap();
+        // SQLite's own bound: the same answer as that of a full disk.
+        db.query_row("PRAGMA max_page_count = 64", [], |_| Ok(())).unwrap();
+        let tail = Arc::new(history::Tail::new(first));
+        let mut state = writer::State::new(db, first, tail, Reserve::open(dir.path()), dir.path());
+        let mut commit = |group: Vec<Change>| {
+            let (commands, answers): (Vec<_>, Vec<_>) = group.into_iter().map(|c| command(vec![c])).unzip();
+            state.commit(commands);
+            answers
+                .into_iter()
+                .map(|mut a| a.try_recv().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let made = commit(vec![create("a"), create("b")]);
+        let mut group: Vec<Change> = made
+            .into_iter()
+            .map(|object| update(object.unwrap().remove(0)))
+            .collect();
+        let mut large = create("large");
+        if let Change::Create { object, .. } = &mut large {
+            object["spec"]["text"] = "x".repeat(1 << 20).into();
+        }
+        group.insert(1, large);
+        if !with_reserve {
+            std::fs::remove_file(dir.path().join("reserve")).unwrap();
+        }
+        let mut answers = commit(group);
+        assert!(matches!(answers.remove(1), Err(WriteError::Full(_))));
+        drop(state);
+        let store = Store::open(dir.path()).unwrap();
+        for (name, answer) in ["a", "b"].into_iter().zip(answers) {
+            let stored = store.get(&key(name)).await.unwrap().unwrap();
+            assert_eq!(stored.value().unwrap(), answer.unwrap().remove(0));
+        }
+        assert!(store.get(&key("large")).await.unwrap().is_none());
+        assert_eq!((store.version(), store.trouble().await), (first + 4, None));
+    }
+}
+
+#[test]
+fn the_reserve_gives_its_space_step_by_step_and_is_whole_again_when_there_is_room() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let size = || std::fs::metadata(dir.path().join("reserve")).unwrap().blocks() * 512;
+    let mut reserve = Reserve::open(dir.path());
+    assert!(size() >= reserve::SIZE && !reserve.short());
+    let mut steps = 0;
+    while reserve.release() {
+        steps += 1;
+        assert!(size() < reserve::SIZE && reserve.short());
+    }
+    assert_eq!((steps, size()), (16, 0));
+    assert!(!reserve.look() && size() >= reserve::SIZE);
+    // What a copy left as a hole is no space.
+    std::fs::remove_file(dir.path().join("reserve")).unwrap();
+    let file = std::fs::File::create(dir.path().join("reserve")).unwrap();
+    file.set_len(reserve::SIZE).unwrap();
+    assert!(!Reserve::open(dir.path()).short() && size() >= reserve::SIZE);
 }

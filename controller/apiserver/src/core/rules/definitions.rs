@@ -12,20 +12,18 @@ const MAX_SELECTABLE: i64 = 8;
 /// Groups of the Kubernetes project need this annotation.
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
-pub(super) fn create(object: &mut Value, now: &str) {
+pub(super) fn create(object: &mut Value) {
     definition::default_spec(object);
-    if let Some(map) = object.as_object_mut() {
-        map.remove("status");
-    }
-    definition::accept(object, now);
+    // The names are settled with the write: they depend on other definitions.
+    object["status"] = serde_json::json!({});
+    definition::note_stored(object);
 }
 
 pub(super) fn update(object: &mut Value, old: &Value) {
     keep(object, old, "status");
     definition::default_spec(object);
-    // The conditions are there since the creation; a stored version may be new. One that is being deleted keeps saying so.
     if old["metadata"]["deletionTimestamp"].is_null() {
-        definition::accept(object, text(&old["metadata"], "creationTimestamp"));
+        definition::note_stored(object);
     }
 }
 

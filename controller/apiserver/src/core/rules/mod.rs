@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! decode_problem(core, &object)             // Some: 400 "... cannot be handled as a Secret: ..."
-//! prepare_create(core, &mut object, now)    // or prepare_update(core, &mut object, &old)
+//! prepare_create(core, &mut object)         // or prepare_update(core, &mut object, &old)
 //! validate(core, &object, old)              // besides names::metadata_errors with name_problems(core)
 //! ```
 //! The order of a write is: decode_problem, prepare, (name generated), validate. Events are prepared and
@@ -19,6 +19,7 @@ mod tests;
 use serde_json::Value;
 
 pub use events::{event_to_core, event_to_events};
+pub use namespaces::{Remaining, say_remaining};
 
 use crate::names;
 use crate::registry::Core;
@@ -42,14 +43,12 @@ pub fn decode_problem(core: Core, object: &Value) -> Option<String> {
 }
 
 /// Fills in and takes away what the writer of a new object does not decide.
-///
-/// `now` is RFC 3339, for the conditions of definitions.
-pub fn prepare_create(core: Core, object: &mut Value, now: &str) {
+pub fn prepare_create(core: Core, object: &mut Value) {
     match core {
         Core::Namespace => namespaces::create(object),
         Core::Secret => data::secret(object),
         Core::CoreEvent => events::complete(object),
-        Core::Definition => definitions::create(object, now),
+        Core::Definition => definitions::create(object),
         _ => {}
     }
 }

@@ -9,7 +9,7 @@ fn said(errors: &[FieldError]) -> Vec<String> {
 }
 
 fn created(core: Core, mut object: Value) -> (Value, Vec<String>) {
-    prepare_create(core, &mut object, NOW);
+    prepare_create(core, &mut object);
     let errors = said(&validate(core, &object, None));
     (object, errors)
 }
