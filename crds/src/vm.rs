@@ -75,8 +75,8 @@ pub struct VirtualMachineSpec {
     /// The virtual machine monitor.
     #[serde(default)]
     pub vmm: Vmm,
-    /// Seconds that the guest gets to shut down before it is killed: at a stop, a restart and a deletion.
-    /// Defaults to 30.
+    /// Seconds that what runs in the guest gets to end before it is killed: at a stop, a restart and a deletion. The
+    /// guest has 3 seconds more to sync and power off. With 0 the machine is killed at once. Defaults to 30.
     #[serde(default = "default_grace")]
     #[schemars(range(min = 0, max = 3600))]
     pub termination_grace_period_seconds: i64,
