@@ -239,7 +239,7 @@ pub enum Protocol {
 }
 
 /// What happens inside the guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Guest {
     /// Who is process 1. Image: the image's own init. Entrypoint: vmlet-init, which runs the entrypoint and
@@ -270,6 +270,7 @@ pub struct Guest {
         length(max = 64),
         inner(length(min = 1, max = 16384), regex(pattern = r"^[^\n\r]+$"))
     )]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('(^|[[:blank:]])(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+[[:blank:]]+AAAA'))").message("each must be a public key as it stands in a .pub file: its type (ssh-ed25519, ssh-rsa, ...), the key, and what you like behind it; options may stand before it"))]
     pub ssh_authorized_keys: Vec<String>,
     /// Secrets in the same namespace, all of whose values are authorized_keys files. An absent Secret keeps the
     /// machine from starting; a running guest takes changes at once.

@@ -30,6 +30,7 @@ mod memory;
 pub mod metrics;
 mod orphans;
 mod reconcile;
+mod ssh_keys;
 mod status;
 #[cfg(test)]
 mod visits;
