@@ -309,11 +309,14 @@ pub struct EnvVar {
 }
 
 /// A file to write into the guest's root file system.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestFile {
-    /// Absolute path inside the guest. Missing parent directories are made.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/.*[^/]$"))]
+    /// Absolute path inside the guest, not below /proc, /sys or /dev. Missing parent directories are made. What an image's
+    /// own init mounts later (often /run and /tmp) hides what was written there before.
+    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/[^\x00\n]*[^/\x00\n]$"))]
+    #[x_kube(validation = Rule::new("!self.matches('//|/[.][.]?(/|$)|/[^/]{256}')").message("must consist of names of at most 255 characters between single slashes, none of them . or .."))]
+    #[x_kube(validation = Rule::new("!self.matches('^/(proc|sys|dev)(/|$)')").message("must not be below /proc, /sys or /dev: the guest's kernel has file systems of its own there, which hide what was written before"))]
     pub path: String,
     /// Content of the file, as text.
     #[serde(default)]

@@ -216,3 +216,48 @@ fn an_ssh_key_looks_like_a_public_one_and_a_refusal_does_not_quote_it() {
         assert!(!told[0].contains("PRIVATE"), "{told:?}");
     }
 }
+
+#[test]
+fn a_file_goes_where_it_can_be_seen_by_a_path_without_detours() {
+    let file = |path: &str| created(json!({"guest": {"files": [{"path": path, "content": "x"}]}}));
+    let longest = format!("/etc/{}", "x".repeat(255));
+    for path in [
+        "/a",
+        "/etc/motd",
+        "/etc/..data/x",
+        "/a/.b/c..",
+        "/...",
+        "/processes",
+        "/srv/dev/x",
+        "/run/x",
+        "/tmp/a b",
+        &longest,
+    ] {
+        assert_eq!(file(path), Vec::<String>::new(), "{path}");
+    }
+    let longer = format!("{longest}x");
+    for path in [
+        "/a/../../b",
+        "/..",
+        "/a/./b",
+        "/a/.",
+        "//a",
+        "/a//b",
+        "/../proc/x",
+        &longer,
+    ] {
+        let wanted = format!(
+            "spec.guest.files[0].path: Invalid value: \"{path}\": must consist of names of at most 255 characters between single slashes, none of them . or .."
+        );
+        assert_eq!(file(path), [wanted]);
+    }
+    for path in ["/proc/x", "/sys/a/b", "/dev/shm/x", "/dev"] {
+        let wanted = format!(
+            "spec.guest.files[0].path: Invalid value: \"{path}\": must not be below /proc, /sys or /dev: the guest's kernel has file systems of its own there, which hide what was written before"
+        );
+        assert_eq!(file(path), [wanted]);
+    }
+    for path in ["/", "a", "/a/", "/a\u{0}b", "/a\nb"] {
+        assert_eq!(file(path).len(), 1, "{path:?}");
+    }
+}
