@@ -75,8 +75,8 @@ pub struct VirtualMachineSpec {
     /// The virtual machine monitor.
     #[serde(default)]
     pub vmm: Vmm,
-    /// Seconds that the guest gets to shut down before it is killed: at a stop, a restart and a deletion.
-    /// Defaults to 30.
+    /// Seconds that what runs in the guest gets to end before it is killed: at a stop, a restart and a deletion. The
+    /// guest has 3 seconds more to sync and power off. With 0 the machine is killed at once. Defaults to 30.
     #[serde(default = "default_grace")]
     #[schemars(range(min = 0, max = 3600))]
     pub termination_grace_period_seconds: i64,
@@ -239,7 +239,7 @@ pub enum Protocol {
 }
 
 /// What happens inside the guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Guest {
     /// Who is process 1. Image: the image's own init. Entrypoint: vmlet-init, which runs the entrypoint and
@@ -270,6 +270,7 @@ pub struct Guest {
         length(max = 64),
         inner(length(min = 1, max = 16384), regex(pattern = r"^[^\n\r]+$"))
     )]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('(^|[[:blank:]])(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+[[:blank:]]+AAAA'))").message("each must be a public key as it stands in a .pub file: its type (ssh-ed25519, ssh-rsa, ...), the key, and what you like behind it; options may stand before it"))]
     pub ssh_authorized_keys: Vec<String>,
     /// Secrets in the same namespace, all of whose values are authorized_keys files. An absent Secret keeps the
     /// machine from starting; a running guest takes changes at once.
@@ -308,11 +309,14 @@ pub struct EnvVar {
 }
 
 /// A file to write into the guest's root file system.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestFile {
-    /// Absolute path inside the guest. Missing parent directories are made.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/.*[^/]$"))]
+    /// Absolute path inside the guest, not below /proc, /sys or /dev. Missing parent directories are made. What an image's
+    /// own init mounts later (often /run and /tmp) hides what was written there before.
+    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/[^\x00\n]*[^/\x00\n]$"))]
+    #[x_kube(validation = Rule::new("!self.matches('//|/[.][.]?(/|$)|/[^/]{256}')").message("must consist of names of at most 255 characters between single slashes, none of them . or .."))]
+    #[x_kube(validation = Rule::new("!self.matches('^/(proc|sys|dev)(/|$)')").message("must not be below /proc, /sys or /dev: the guest's kernel has file systems of its own there, which hide what was written before"))]
     pub path: String,
     /// Content of the file, as text.
     #[serde(default)]

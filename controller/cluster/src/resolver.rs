@@ -4,9 +4,9 @@
 //! path has no cluster-wide digest, so its node resolves it, and a URL names its own. What only a node can see of
 //! it gets here as a finding (see [`findings`](crate::findings)).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
@@ -108,6 +108,13 @@ struct Context<K: Sourced> {
     secrets: SecretWaits,
 }
 
+impl<K: Sourced> Context<K> {
+    /// The objects that are there and not being deleted, by uid.
+    fn names(&self) -> MutexGuard<'_, HashMap<String, ObjectRef<K>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What wakes a resolver beside the watch of its kind.
 pub(crate) struct Wakes {
     /// Uids of what was resolved, or could not be.
@@ -133,21 +140,26 @@ pub(crate) async fn run<K: Sourced>(
         secrets: SecretWaits::new(client.clone(), secret_wake),
     });
     let (reader, writer) = reflector::store();
+    let (tracked, store) = (Arc::clone(&cx), reader.clone());
     let stream = watcher(Api::<K>::all(client), WatchConfig::default())
         .default_backoff()
         .modify(|object| object.managed_fields_mut().clear())
         .reflect(writer)
+        .then(move |event| {
+            let (cx, store) = (Arc::clone(&tracked), store.clone());
+            async move {
+                if let Ok(event) = &event {
+                    track(event, &store, &cx).await;
+                }
+                event
+            }
+        })
         .applied_objects()
         .predicate_filter(generation, Default::default());
     let names = Arc::clone(&cx);
     let uids = futures::stream::select(ReceiverStream::new(wakes.uids), ReceiverStream::new(secret_wakes));
     let uids = uids.filter_map(move |uid| {
-        let found = names
-            .names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&uid)
-            .cloned();
+        let found = names.names().get(&uid).cloned();
         async move { found }
     });
     let found = ReceiverStream::new(wakes.found).map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
@@ -170,23 +182,62 @@ fn error_policy<K: Sourced>(object: Arc<K>, error: &kube::Error, _: Arc<Context<
     Action::requeue(Duration::from_secs(5))
 }
 
+/// Keeps `names` to what is there and stays, and gives up what was asked for the rest. Image and Kernel carry no
+/// finalizer: that one is gone is told by the watch alone, or by a list without it after the watch was cut.
+async fn track<K: Sourced>(event: &watcher::Event<K>, store: &reflector::Store<K>, cx: &Context<K>) {
+    match event {
+        watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+            let Some(uid) = object.uid() else { return };
+            if object.meta().deletion_timestamp.is_some() {
+                forget(&uid, cx).await;
+            } else {
+                cx.names().insert(uid, ObjectRef::from_obj(object));
+            }
+        }
+        watcher::Event::Delete(object) => {
+            if let Some(uid) = object.uid() {
+                forget(&uid, cx).await;
+            }
+        }
+        watcher::Event::Init => {}
+        watcher::Event::InitDone => {
+            let there: HashSet<String> = store.state().iter().filter_map(|object| object.uid()).collect();
+            let gone: Vec<String> = {
+                let names = cx.names();
+                names.keys().filter(|uid| !there.contains(*uid)).cloned().collect()
+            };
+            for uid in gone {
+                forget(&uid, cx).await;
+            }
+        }
+    }
+}
+
+/// Nobody waits any more for what this object names.
+async fn forget<K: Sourced>(uid: &str, cx: &Context<K>) {
+    // First the name: a visit that is under way looks for it when it has asked.
+    cx.names().remove(uid);
+    cx.secrets.forget(uid);
+    cx.artifacts.release(&interest::<K>(uid)).await;
+}
+
+fn interest<K: Sourced>(uid: &str) -> Interest {
+    Interest(format!("{}/{uid}", K::INTEREST))
+}
+
 async fn reconcile<K: Sourced>(object: Arc<K>, cx: Arc<Context<K>>) -> Result<Action, kube::Error> {
-    let Some(uid) = object.uid() else {
+    let Some(uid) = object.uid().filter(|uid| cx.names().contains_key(uid)) else {
         return Ok(Action::await_change());
     };
-    let who = Interest(format!("{}/{uid}", K::INTEREST));
     cx.secrets.forget(&uid);
-    if object.meta().deletion_timestamp.is_some() {
-        cx.artifacts.release(&who).await;
-        cx.names.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    let seen = object.seen();
+    let outcome = resolve(object.as_ref(), &seen, &interest::<K>(&uid), &cx).await;
+    if !cx.names().contains_key(&uid) {
+        // It went while this visit asked.
+        forget(&uid, &cx).await;
         return Ok(Action::await_change());
     }
-    cx.names
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(uid.clone(), ObjectRef::from_obj(object.as_ref()));
-    let seen = object.seen();
-    let outcome = resolve(object.as_ref(), &seen, &who, &cx).await?;
+    let outcome = outcome?;
     let namespace = object.namespace().unwrap_or_default();
     let finding = cx.findings.about(&(K::KIND, namespace, object.name_any()));
     let status = status(object.as_ref(), &seen, &outcome, finding.as_ref());

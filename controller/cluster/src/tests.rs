@@ -1,17 +1,47 @@
 //! The whole of it over a fake API: what wakes what.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use vmlet_artifacts::error::{PullError, Reason};
 use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::pulls::work::{Job, Output, Work, WorkContext};
 use vmlet_artifacts::types::{Config, Interest};
 
 use crate::fake_api::FakeApi;
 
 const BASE: &str = "/apis/vmlet.dev/v1alpha1/namespaces/default";
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// A registry that never answers. It says what it is asked, and who has given up.
+struct Silent(mpsc::UnboundedSender<String>);
+
+impl Work for Silent {
+    fn image_layout(&self) -> String {
+        "test".to_owned()
+    }
+
+    fn kernel_layout(&self) -> String {
+        "test".to_owned()
+    }
+
+    fn run(&self, job: Job, cx: WorkContext) -> BoxFuture<'static, Result<Output, PullError>> {
+        let (Job::Resolve { source, .. } | Job::Image { source, .. } | Job::Kernel { source, .. }) = job;
+        let said = self.0.clone();
+        async move {
+            let _ = said.send(format!("asked for {source}"));
+            cx.cancel.cancelled().await;
+            let _ = said.send(format!("{source} was given up"));
+            Err(PullError::new(Reason::Cancelled, "given up"))
+        }
+        .boxed()
+    }
+}
 
 struct World {
     api: FakeApi,
@@ -22,6 +52,11 @@ struct World {
 
 impl World {
     async fn new(objects: &[(&str, Value)]) -> World {
+        World::with(None, objects).await
+    }
+
+    /// The same with another registry.
+    async fn with(work: Option<Silent>, objects: &[(&str, Value)]) -> World {
         let api = FakeApi::default();
         for (path, object) in objects {
             let mut object = object.clone();
@@ -32,9 +67,12 @@ impl World {
         }
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (wake, mut woken) = mpsc::channel::<Interest>(8);
-        let artifacts = Artifacts::open(Config::new(dir.path().join("artifacts")), wake)
-            .await
-            .expect("opens");
+        let config = Config::new(dir.path().join("artifacts"));
+        let artifacts = match work {
+            Some(work) => Artifacts::open_with(&config, Arc::new(work), wake).await,
+            None => Artifacts::open(config, wake).await,
+        };
+        let artifacts = artifacts.expect("opens");
         let (images, image_wakes) = mpsc::channel(8);
         let (kernels, kernel_wakes) = mpsc::channel(8);
         let (client, shutdown) = (api.client(), CancellationToken::new());
@@ -179,5 +217,52 @@ async fn a_machine_that_found_no_node_is_bound_as_soon_as_one_is_ready() {
         before.elapsed() < crate::binder::RETRY,
         "by a wake-up, not by looking again"
     );
+    world.end().await;
+}
+
+/// What a silent registry says next.
+async fn said(words: &mut mpsc::UnboundedReceiver<String>) -> String {
+    let next = tokio::time::timeout(LIMIT, words.recv()).await;
+    next.expect("something is said").expect("a registry")
+}
+
+fn image(reference: &str) -> Value {
+    json!({"kind": "Image", "metadata": {"name": "i"}, "spec": {"source": {"oci": {"reference": reference}}}})
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_resolved_no_more() {
+    let (say, mut words) = mpsc::unbounded_channel();
+    let kernel =
+        json!({"kind": "Kernel", "metadata": {"name": "k"}, "spec": {"source": {"oci": {"reference": "r.test/k:1"}}}});
+    let objects = [("images/i", image("r.test/i:1")), ("kernels/k", kernel)];
+    let world = World::with(Some(Silent(say)), &objects).await;
+    let mut asked = [said(&mut words).await, said(&mut words).await];
+    asked.sort();
+    assert_eq!(asked, ["asked for r.test/i:1", "asked for r.test/k:1"]);
+    world.api.remove(&format!("{BASE}/images/i"));
+    assert_eq!(said(&mut words).await, "r.test/i:1 was given up");
+    world.api.remove(&format!("{BASE}/kernels/k"));
+    assert_eq!(said(&mut words).await, "r.test/k:1 was given up");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_while_no_watch_looked_is_resolved_no_more() {
+    let (say, mut words) = mpsc::unbounded_channel();
+    let world = World::with(Some(Silent(say)), &[("images/i", image("r.test/i:1"))]).await;
+    assert_eq!(said(&mut words).await, "asked for r.test/i:1");
+    world
+        .ready("images/i", |is, why, _| (is, why) == ("Unknown", "Resolving"))
+        .await;
+    // Another one of the same name is another one.
+    world.api.remove_unseen(&format!("{BASE}/images/i"));
+    let mut other = image("r.test/i:2");
+    other["metadata"]["namespace"] = json!("default");
+    other["metadata"]["generation"] = json!(1);
+    world.api.put(&format!("{BASE}/images/i"), other);
+    let mut both = [said(&mut words).await, said(&mut words).await];
+    both.sort();
+    assert_eq!(both, ["asked for r.test/i:2", "r.test/i:1 was given up"]);
     world.end().await;
 }

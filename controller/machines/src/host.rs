@@ -24,11 +24,11 @@ pub struct Config {
     pub accelerator: AcceleratorChoice,
     /// Whether VMMs get a cgroup and a user of their own where that can be had (it takes root).
     pub isolate: bool,
-    /// How long a VMM may take until it answers on its monitor.
+    /// How long a VMM may take until it answers on its monitor; what is asked within that time has until then.
     pub vmm_deadline: Duration,
     /// How long a guest may take until it is ready.
     pub guest_deadline: Duration,
-    /// How long a running VMM may take for one answer.
+    /// How long a VMM that was started before may take for one answer.
     pub call_timeout: Duration,
     /// Bytes per console log file; two are kept of each of the last two runs.
     pub console_limit: u64,

@@ -76,9 +76,9 @@ pub enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stop {
-    /// When the guest is killed if it still runs.
+    /// When the VMM is killed if it still runs.
     pub deadline: SystemTime,
-    /// The grace period that ends then.
+    /// The grace period that ends a moment before then.
     #[serde(default)]
     pub grace: Duration,
     /// Whether the guest said that it follows.

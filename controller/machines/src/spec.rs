@@ -20,7 +20,7 @@ pub enum Goal {
         /// What to run.
         spec: Box<MachineSpec>,
     },
-    /// The machine is stopped: the guest is asked, and killed once after `grace`.
+    /// The machine is stopped: the guest is asked, and its VMM is killed once, 3 s after `grace`; at once without any.
     Stop {
         /// From the moment the stop begins. A later, shorter grace shortens a stop under way; nothing lengthens it.
         grace: Duration,

@@ -390,6 +390,30 @@ async fn a_stop_during_the_boot_waits_for_the_guest_to_hear_it() {
     agent.delete(&uid).await;
 }
 
+#[tokio::test]
+async fn what_ignores_its_signal_runs_for_all_of_the_grace_period_and_is_killed_inside() {
+    let Some(kit) = Kit::linux() else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let stubborn = r#"trap 'while :; do read up idle </proc/uptime; echo "tick $up."; busybox usleep 50000; done' TERM
+        echo stubborn; busybox sleep 1000 & wait"#;
+    agent.apply(&uid, kit.run(1, stubborn));
+    agent.wait_ready(&uid, 1).await;
+    agent.wait_console(&uid, "stubborn").await;
+    agent.apply(&uid, stop(3.0));
+    let end = agent.expect_end(&uid, 1, Reason::Stopped).await;
+    assert!(
+        end.message.contains("after the grace period was killed"),
+        "{}",
+        end.message
+    );
+    let console = agent.console(&uid).await;
+    let ticks = console.lines().filter_map(|line| line.trim().strip_prefix("tick "));
+    let ticks: Vec<f64> = ticks.filter_map(|tick| tick.strip_suffix('.')?.parse().ok()).collect();
+    let ran = ticks.last().unwrap_or(&0.0) - ticks.first().unwrap_or(&0.0);
+    assert!((2.5..5.0).contains(&ran), "{ran} s of 3 s: {console}");
+    agent.delete(&uid).await;
+}
+
 /// Types `line` and reads until the guest has said `until`.
 fn type_in(terminal: &mut Terminal, line: &str, until: &str) -> String {
     let stream = &mut terminal.stream;

@@ -16,6 +16,7 @@ use vmlet_crds::{
 };
 
 use crate::memory::Pin;
+use crate::ssh_keys;
 
 /// How far an image or kernel is.
 #[derive(Clone, Debug, PartialEq)]
@@ -326,6 +327,9 @@ impl Dereferencer {
         let namespace = vm.namespace().unwrap_or_default();
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
         let mut keys = vm.spec.guest.ssh_authorized_keys.clone();
+        if let Some(problem) = ssh_keys::problem_of_spec(&keys) {
+            return Ok(Err(("InvalidSshKey", problem)));
+        }
         for reference in &vm.spec.guest.ssh_key_secret_refs {
             let seen = |version| SeenSecret {
                 namespace: namespace.clone(),
@@ -342,7 +346,7 @@ impl Dereferencer {
             };
             let version = secret.resource_version();
             let data = secret.data.unwrap_or_default();
-            match keys_of(data.iter().map(|(name, value)| (name.as_str(), value.0.as_slice()))) {
+            match ssh_keys::of_secret(data.iter().map(|(name, value)| (name.as_str(), value.0.as_slice()))) {
                 Ok(found) => {
                     // The keys of a running guest follow it.
                     self.secrets.wait(uid, seen(version));
@@ -403,32 +407,6 @@ impl Dereferencer {
                 self.secrets.wait(uid, seen);
             }
         }
-    }
-}
-
-/// The lines of authorized_keys files (sshd(8)) in a secret's values, or what is wrong with them. Never
-/// quotes a value: it is a secret.
-fn keys_of<'a>(values: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<Vec<String>, String> {
-    let mut keys = Vec::new();
-    for (name, value) in values {
-        let Ok(text) = std::str::from_utf8(value) else {
-            return Err(format!("holds no text under \"{name}\""));
-        };
-        if text.contains("PRIVATE KEY-----") {
-            return Err(format!(
-                "holds a private key under \"{name}\", where the public one belongs"
-            ));
-        }
-        let lines = text
-            .lines()
-            .map(str::trim)
-            .filter(|l| !l.is_empty() && !l.starts_with('#'));
-        keys.extend(lines.map(str::to_owned));
-    }
-    if keys.is_empty() {
-        Err("holds no key".to_owned())
-    } else {
-        Ok(keys)
     }
 }
 

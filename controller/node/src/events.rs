@@ -191,7 +191,7 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
         }
         Decision::Stop => {
             let text = format!(
-                "Stopping the guest, killed after {} s",
+                "Stopping the guest; what still runs in it after {} s is killed",
                 sight.vm.spec.termination_grace_period_seconds
             );
             once(

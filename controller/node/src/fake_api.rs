@@ -28,8 +28,37 @@ struct State {
     log: Vec<(Method, String, Value)>,
     version: u64,
     answer: Option<(StatusCode, Value)>,
-    /// Path and object of every write.
-    changes: broadcast::Sender<(String, Value)>,
+    /// What is gone, for a watch that begins before that.
+    gone: Vec<Change>,
+    /// No watch can begin before this version.
+    oldest: u64,
+    changes: broadcast::Sender<Change>,
+}
+
+/// A write or a deletion, as a watch tells it. Without a path it is for every watch.
+#[derive(Clone, Debug)]
+pub struct Change {
+    path: String,
+    event: Value,
+}
+
+impl Change {
+    fn new(type_: &str, path: &str, object: Value) -> Change {
+        Change {
+            path: path.to_owned(),
+            event: json!({"type": type_, "object": object}),
+        }
+    }
+
+    /// What was asked for lies too far back.
+    fn expired() -> Change {
+        Change::new("ERROR", "", failure(StatusCode::GONE, "Expired", "resourceVersion").1)
+    }
+
+    fn version(&self) -> u64 {
+        let text = self.event["object"]["metadata"]["resourceVersion"].as_str();
+        text.and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
 }
 
 impl Default for State {
@@ -39,6 +68,8 @@ impl Default for State {
             log: Vec::new(),
             version: 0,
             answer: None,
+            gone: Vec::new(),
+            oldest: 0,
             changes: broadcast::Sender::new(256),
         }
     }
@@ -97,7 +128,16 @@ impl FakeApi {
 
     /// Takes an object away.
     pub fn remove(&self, path: &str) {
-        self.state().objects.remove(path);
+        self.state().remove(path);
+    }
+
+    /// Takes an object away while no watch looks: all have to list again.
+    pub fn remove_unseen(&self, path: &str) {
+        let mut state = self.state();
+        state.objects.remove(path);
+        state.version += 1;
+        state.oldest = state.version;
+        let _ = state.changes.send(Change::expired());
     }
 
     /// An object.
@@ -105,8 +145,8 @@ impl FakeApi {
         self.state().objects.get(path).cloned()
     }
 
-    /// Path and object of every write from now on.
-    pub fn changes(&self) -> broadcast::Receiver<(String, Value)> {
+    /// Every write and deletion from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.state().changes.subscribe()
     }
 
@@ -132,13 +172,9 @@ impl FakeApi {
         events.into_iter().map(|(_, reason, note)| (reason, note)).collect()
     }
 
-    /// What was written to a collection after the version that the query names, for ever.
+    /// What was written to a collection or deleted after the version that the query names, for ever.
     fn watch(&self, collection: &str, query: &str) -> Events {
         let state = self.state();
-        let version = |object: &Value| {
-            let text = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-            text.parse::<u64>().unwrap_or_default()
-        };
         let from = query.split('&').find_map(|p| p.strip_prefix("resourceVersion="));
         let from: u64 = from.and_then(|v| v.parse().ok()).unwrap_or_default();
         let (collection, name) = (collection.to_owned(), selected(query).map(str::to_owned));
@@ -146,26 +182,26 @@ impl FakeApi {
             let last = path.rsplit_once('/').map_or("", |(_, last)| last);
             is_in(path, &collection) && name.as_deref().is_none_or(|name| name == last)
         };
-        let of_before = state
-            .objects
-            .iter()
-            .filter(|(path, object)| wanted(path) && version(object) > from);
-        let before: Vec<Value> = of_before.map(|(_, object)| object.clone()).collect();
+        let there = state.objects.iter();
+        let there = there.map(|(path, object)| Change::new("MODIFIED", path, object.clone()));
+        let mut before: Vec<Change> = there.chain(state.gone.iter().cloned()).collect();
+        before.retain(|change| wanted(&change.path) && change.version() > from);
+        before.sort_by_key(Change::version);
+        if from < state.oldest {
+            before = vec![Change::expired()];
+        }
         let after = stream::unfold(state.changes.subscribe(), move |mut changes| {
             let wanted = wanted.clone();
             async move {
                 loop {
-                    let (path, object) = changes.recv().await.ok()?;
-                    if wanted(&path) {
-                        return Some((object, changes));
+                    let change = changes.recv().await.ok()?;
+                    if change.path.is_empty() || wanted(&change.path) {
+                        return Some((change, changes));
                     }
                 }
             }
         });
-        let event = |object| {
-            let event = json!({"type": "MODIFIED", "object": object});
-            Ok(Frame::data(bytes::Bytes::from(format!("{event}\n"))))
-        };
+        let event = |change: Change| Ok(Frame::data(bytes::Bytes::from(format!("{}\n", change.event))));
         StreamBody::new(stream::iter(before).chain(after).map(event).boxed())
     }
 
@@ -212,7 +248,7 @@ impl FakeApi {
                 json_patch::merge(&mut new, &body);
                 (StatusCode::OK, state.store(&object, new))
             }
-            Method::DELETE => match state.objects.remove(&object) {
+            Method::DELETE => match state.remove(&object) {
                 Some(old) => (StatusCode::OK, old),
                 None => not_found(&object),
             },
@@ -230,14 +266,25 @@ impl State {
         }
         let meta = &object["metadata"];
         let held = meta["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-        if !meta["deletionTimestamp"].is_null() && !held {
-            self.objects.remove(path);
+        let deleted = !meta["deletionTimestamp"].is_null() && !held;
+        self.objects.insert(path.to_owned(), object.clone());
+        if deleted {
+            self.remove(path);
         } else {
-            self.objects.insert(path.to_owned(), object.clone());
+            // Nobody may be watching.
+            let _ = self.changes.send(Change::new("MODIFIED", path, object.clone()));
         }
-        // Nobody may be watching.
-        let _ = self.changes.send((path.to_owned(), object.clone()));
         object
+    }
+
+    fn remove(&mut self, path: &str) -> Option<Value> {
+        let mut object = self.objects.remove(path)?;
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let change = Change::new("DELETED", path, object.clone());
+        self.gone.push(change.clone());
+        let _ = self.changes.send(change);
+        Some(object)
     }
 
     fn list(&self, collection: &str) -> Value {

@@ -29,7 +29,9 @@ pub mod life;
 mod memory;
 pub mod metrics;
 mod orphans;
+mod own_writes;
 mod reconcile;
+mod ssh_keys;
 mod status;
 #[cfg(test)]
 mod visits;

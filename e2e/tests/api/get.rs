@@ -35,19 +35,7 @@ pub fn cases() -> Vec<Case> {
 
 /// vmlet's own columns: the reference is a union of paths, of which each Image has one.
 async fn an_image_shows_where_it_comes_from_before_anybody_resolved_it(cx: Cx) -> Result<()> {
-    for crd in vmlet_crds::all() {
-        let text = serde_json::to_string(&crd)?;
-        cx.kubectl
-            .ok_with(&["apply", "--server-side", "-f", "-"], &text)
-            .await?;
-    }
-    let established = [
-        "wait",
-        "--for=condition=Established",
-        "--timeout=20s",
-        "crd/images.vmlet.dev",
-    ];
-    cx.kubectl.ok(&established).await?;
+    cx.own_kinds().await?;
     let sum = "0".repeat(64);
     for (name, source) in [
         ("a", json!({"oci": {"reference": "registry.example.org/app:1"}})),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use serde_json::json;
 use tempfile::TempDir;
@@ -37,6 +38,20 @@ impl Cx {
     /// The suite's kind in the case's namespace.
     pub fn widgets(&self) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.namespace, &widget_resource())
+    }
+
+    /// Has the server know vmlet's own kinds.
+    pub async fn own_kinds(&self) -> Result<()> {
+        for crd in vmlet_crds::all() {
+            let text = serde_json::to_string(&crd)?;
+            self.kubectl
+                .ok_with(&["apply", "--server-side", "-f", "-"], &text)
+                .await?;
+            let name = format!("crd/{}", crd.name_any());
+            let established = ["wait", "--for=condition=Established", "--timeout=20s", &name];
+            self.kubectl.ok(&established).await?;
+        }
+        Ok(())
     }
 
     /// Creates a widget with this spec.

@@ -11,8 +11,10 @@ use crate::life::End;
 use crate::machine::{Machine, instant_of};
 use crate::record::Stop;
 
-/// What is kept of a grace period for a VMM that cannot be asked to quit, at most.
-const LAST_PART: Duration = Duration::from_secs(2);
+/// How long after the grace period the VMM is killed: what ran in the guest has had all of the period by then, and
+/// the guest needs a moment to kill what is left, to sync and to power off. A VMM that cannot be talked to gets
+/// SIGTERM when this begins.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 
 impl Machine {
     /// Begins a stop, or shortens one. The deadline is recorded: another agent goes on from it.
@@ -26,7 +28,7 @@ impl Machine {
         } else {
             grace.min(Duration::from_secs(365 * 86400))
         };
-        let deadline = SystemTime::now() + grace;
+        let deadline = SystemTime::now() + grace + afterwards(grace);
         let stop = match self.record.stop {
             // Goals come again and again: only what is shorter by more than a moment is another one.
             Some(stop) if stop.killed || deadline + Duration::from_millis(50) >= stop.deadline => return,
@@ -64,12 +66,12 @@ impl Machine {
     }
 
     /// When a VMM that does not talk to us gets SIGTERM: it writes out what it holds and ends. The guest
-    /// has had its part of the grace period by then.
+    /// has had its grace period by then.
     pub(super) fn terminate_at(&self) -> Option<Instant> {
         let stop = self.record.stop.filter(|stop| !stop.terminated)?;
         self.link.trouble()?;
         self.kill_at()?;
-        Some(instant_of(stop.deadline - last_part(stop.grace)))
+        Some(instant_of(stop.deadline - afterwards(stop.grace)))
     }
 
     /// Takes a stop that was begun one step further.
@@ -85,9 +87,8 @@ impl Machine {
         // is asked even if it does not look so now.
         let may_hear = self.guest.ready || self.record.ready_at.is_some();
         if may_hear && !self.guest.stopping && !self.guest.asking && self.guest.ask_again_at.is_none() {
-            // The guest's own grace ends before ours, so that it can still sync and say how it ended.
             let left = stop.deadline.duration_since(SystemTime::now()).unwrap_or_default();
-            self.ask(Request::shutdown((left - last_part(left)).as_secs()));
+            self.ask(Request::shutdown(guests_part(left, stop.grace)));
         }
     }
 
@@ -164,7 +165,37 @@ impl Machine {
     }
 }
 
-/// The part of a grace period that is not the guest's.
-fn last_part(grace: Duration) -> Duration {
-    LAST_PART.min(grace / 2)
+/// The time after a grace period. Without a period the kill is meant to come at once.
+fn afterwards(grace: Duration) -> Duration {
+    if grace.is_zero() { Duration::ZERO } else { AFTERWARDS }
+}
+
+/// The seconds of its grace period that a guest still has, with `left` until the kill. Rounded up: an ask is never
+/// there at the very beginning, and nobody is to lose a second by that.
+fn guests_part(left: Duration, grace: Duration) -> u64 {
+    let left = left.saturating_sub(afterwards(grace));
+    left.as_secs() + u64::from(left.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_of_all_of_its_grace_period_and_the_kill_comes_after_it() {
+        let moment = Duration::from_millis(20);
+        for seconds in [1, 2, 3, 30] {
+            let grace = Duration::from_secs(seconds);
+            let left = grace + afterwards(grace) - moment;
+            assert_eq!(guests_part(left, grace), seconds);
+        }
+        let (left, grace) = (Duration::from_secs(4), Duration::from_secs(10));
+        assert_eq!(guests_part(left, grace), 1, "what is left when the ask comes late");
+        assert_eq!(guests_part(AFTERWARDS / 2, grace), 0);
+    }
+
+    #[test]
+    fn no_grace_is_a_kill_at_once() {
+        assert_eq!(afterwards(Duration::ZERO), Duration::ZERO);
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 /// The longest line accepted: a whole console ring in base64 and some more.
 const MAX_LINE: usize = 4 << 20;
@@ -72,6 +73,8 @@ pub struct Qmp {
     events: VecDeque<Event>,
     next_id: u64,
     timeout: Duration,
+    /// Until then a call has until then.
+    patient_until: Instant,
 }
 
 enum Message {
@@ -84,7 +87,8 @@ enum Message {
 }
 
 impl Qmp {
-    /// Waits on a new connection for the greeting up to `patience`, and negotiates. Later calls get `timeout` each.
+    /// Waits on a new connection for the greeting, and negotiates. That and the first calls get up to `patience` in all: one
+    /// that has just begun may stand still again after its first word. Later calls get `timeout` each.
     ///
     /// # Errors
     /// Every [`QmpError`]; a listener that nobody accepts from is a [`QmpError::Timeout`].
@@ -96,6 +100,7 @@ impl Qmp {
             events: VecDeque::new(),
             next_id: 0,
             timeout,
+            patient_until: Instant::now() + patience,
         };
         let greeted = tokio::time::timeout(patience, qmp.greeting()).await;
         greeted.map_err(|_| QmpError::Timeout {
@@ -118,7 +123,8 @@ impl Qmp {
     /// # Errors
     /// [`QmpError`]; all but [`QmpError::Refused`] end the use of this connection.
     pub async fn execute(&mut self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
-        let after = self.timeout;
+        let patience = self.patient_until.saturating_duration_since(Instant::now());
+        let after = self.timeout.max(patience);
         tokio::time::timeout(after, self.exchange(command, arguments))
             .await
             .map_err(|_| QmpError::Timeout { command, after })?
@@ -240,7 +246,11 @@ mod tests {
         });
         let short = Duration::from_millis(200);
         let stream = UnixStream::connect(&path).await.expect("connects");
-        let qmp = Qmp::open(stream, Duration::from_secs(5), short).await;
+        let mut qmp = Qmp::open(stream, Duration::from_secs(5), short).await;
+        if let Ok(qmp) = &mut qmp {
+            // Its start is long ago.
+            qmp.patient_until = Instant::now();
+        }
         (dir, qmp)
     }
 
@@ -309,5 +319,40 @@ mod tests {
         let stream = UnixStream::connect(&path).await.expect("connects");
         let qmp = Qmp::open(stream, short, short).await;
         assert!(matches!(qmp, Err(QmpError::Timeout { .. })), "{qmp:?}");
+    }
+
+    /// A QEMU that answers `answered` requests after its greeting and then is silent, asked once.
+    async fn silent_after(answered: u64, patience: Duration) -> QmpError {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(theirs);
+            let mut request = String::new();
+            let _ = stream.write_all(GREETING.as_bytes()).await;
+            for id in 1..=answered {
+                let _ = stream.read_line(&mut request).await;
+                let answer = format!("{{\"return\":{{}},\"id\":{id}}}\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+            // Held open until the client goes.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let asked = async {
+            let mut qmp = Qmp::open(ours, patience, Duration::from_millis(1)).await?;
+            qmp.execute("query-status", json!({})).await
+        };
+        asked.await.expect_err("no answer")
+    }
+
+    #[tokio::test]
+    async fn the_first_calls_of_a_start_have_the_patience_of_a_start() {
+        let patience = Duration::from_millis(300);
+        for (answered, silent) in [(0, "qmp_capabilities"), (1, "query-status")] {
+            let begun = Instant::now();
+            match silent_after(answered, patience).await {
+                QmpError::Timeout { command, .. } => assert_eq!(command, silent),
+                other => panic!("{other}"),
+            }
+            assert!(begun.elapsed() >= patience, "{silent} was given up at once");
+        }
     }
 }

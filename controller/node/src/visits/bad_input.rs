@@ -168,7 +168,7 @@ async fn a_vm_that_a_secret_holds_up_is_woken_as_soon_as_the_secret_changes() {
             "SecretNotFound",
             "/api/v1/namespaces/default/secrets/keys",
             None,
-            secret(&[("id.pub", "ssh-ed25519 AAAA me\n")]),
+            secret(&[("id.pub", &format!("{KEY} me\n"))]),
         ),
         (
             json!({"imageRef": {"name": "private"}, "kernelRef": {"name": "k"}}),
@@ -210,6 +210,26 @@ async fn a_disk_smaller_than_its_image_is_refused_with_both_sizes() {
     .await;
 }
 
+/// A public key; nobody has the other half.
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Zl3uGqYQ5tq2wzWTo9mJ3j5hS1Uz6cJ7nqkQ2yqfB";
+
+#[tokio::test]
+async fn a_key_of_the_spec_that_is_none_is_told_with_its_place() {
+    for (key, words) in [
+        ("ssh-ed25519 AAAA me", "sshAuthorizedKeys[1] is no public key"),
+        (
+            "-----BEGIN OPENSSH PRIVATE KEY-----",
+            "sshAuthorizedKeys[1] is a private key",
+        ),
+    ] {
+        let mut world = World::new().await;
+        let spec =
+            json!({"imageRef": {"name": "i"}, "kernelRef": {"name": "k"}, "guest": {"sshAuthorizedKeys": [KEY, key]}});
+        world.declare_with("a", spec);
+        says(&mut world, "a", "DiskReady", "InvalidSshKey", &[words]).await;
+    }
+}
+
 fn secret(data: &[(&str, &str)]) -> Secret {
     Secret {
         data: Some(
@@ -234,17 +254,22 @@ async fn a_secret_of_ssh_keys_must_be_there_and_hold_keys() {
         (
             Some(secret(&[])),
             "SecretUnusable",
-            &["secret \"keys\"", "no key", "kubectl create secret generic keys"],
+            &["secret \"keys\"", "no public key", "kubectl create secret generic keys"],
         ),
         (
             Some(secret(&[("a", "# none\n\n")])),
             "SecretUnusable",
-            &["secret \"keys\"", "no key"],
+            &["secret \"keys\"", "no public key"],
+        ),
+        (
+            Some(secret(&[("id.pub", KEY), ("z", "hello world")])),
+            "SecretUnusable",
+            &["secret \"keys\"", "no public key in line 1 under \"z\""],
         ),
         (
             Some(secret(&[("id", "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n")])),
             "SecretUnusable",
-            &["secret \"keys\"", "\"id\"", "private key"],
+            &["secret \"keys\"", "\"id\"", "private key", "replace the secret"],
         ),
     ] {
         let mut world = World::new().await;

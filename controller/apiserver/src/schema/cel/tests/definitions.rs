@@ -186,3 +186,78 @@ fn ports_are_forwarded_once() {
         Vec::<String>::new()
     );
 }
+
+#[test]
+fn an_ssh_key_looks_like_a_public_one_and_a_refusal_does_not_quote_it() {
+    let keys = |keys: &[&str]| created(json!({"guest": {"sshAuthorizedKeys": keys}}));
+    let ed25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Zl3uGqYQ5tq2wzWTo9mJ3j5hS1Uz6cJ7nqkQ2yqfB";
+    for key in [
+        ed25519,
+        "ssh-rsa\tAAAAB3NzaC1yc2EAAAADAQAB me@home",
+        "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQ=",
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t",
+        "restrict,command=\"echo hi\" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5",
+    ] {
+        assert_eq!(keys(&[ed25519, key]), Vec::<String>::new(), "{key}");
+    }
+    for key in [
+        "hello world",
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "ssh-ed25519",
+        "ssh-ed25519 hello",
+        "my-ssh-ed25519 AAAAC3NzaC1lZDI1NTE5",
+    ] {
+        let told = keys(&[ed25519, key]);
+        assert!(
+            told.len() == 1
+                && told[0].starts_with("spec.guest.sshAuthorizedKeys: Invalid value: each must be a public key"),
+            "{told:?}"
+        );
+        assert!(!told[0].contains("PRIVATE"), "{told:?}");
+    }
+}
+
+#[test]
+fn a_file_goes_where_it_can_be_seen_by_a_path_without_detours() {
+    let file = |path: &str| created(json!({"guest": {"files": [{"path": path, "content": "x"}]}}));
+    let longest = format!("/etc/{}", "x".repeat(255));
+    for path in [
+        "/a",
+        "/etc/motd",
+        "/etc/..data/x",
+        "/a/.b/c..",
+        "/...",
+        "/processes",
+        "/srv/dev/x",
+        "/run/x",
+        "/tmp/a b",
+        &longest,
+    ] {
+        assert_eq!(file(path), Vec::<String>::new(), "{path}");
+    }
+    let longer = format!("{longest}x");
+    for path in [
+        "/a/../../b",
+        "/..",
+        "/a/./b",
+        "/a/.",
+        "//a",
+        "/a//b",
+        "/../proc/x",
+        &longer,
+    ] {
+        let wanted = format!(
+            "spec.guest.files[0].path: Invalid value: \"{path}\": must consist of names of at most 255 characters between single slashes, none of them . or .."
+        );
+        assert_eq!(file(path), [wanted]);
+    }
+    for path in ["/proc/x", "/sys/a/b", "/dev/shm/x", "/dev"] {
+        let wanted = format!(
+            "spec.guest.files[0].path: Invalid value: \"{path}\": must not be below /proc, /sys or /dev: the guest's kernel has file systems of its own there, which hide what was written before"
+        );
+        assert_eq!(file(path), [wanted]);
+    }
+    for path in ["/", "a", "/a/", "/a\u{0}b", "/a\nb"] {
+        assert_eq!(file(path).len(), 1, "{path:?}");
+    }
+}
