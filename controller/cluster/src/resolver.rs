@@ -276,8 +276,13 @@ type Credentials = (Vec<vmlet_artifacts::types::Credential>, Vec<SeenSecret>);
 async fn resolve<K: Sourced>(object: &K, seen: &Seen, who: &Interest, cx: &Context<K>) -> Result<Outcome, kube::Error> {
     let declared = object.source();
     if let Some(http) = &declared.http {
+        let source = Source::Http {
+            url: http.url.clone(),
+            sha256: http.sha256.clone(),
+        };
         let resolved = ResolvedSource {
-            reference: http.url.clone(),
+            // Without what may be a password or a signature.
+            reference: source.to_string(),
             digest: format!("sha256:{}", http.sha256),
             ..ResolvedSource::default()
         };

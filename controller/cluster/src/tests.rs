@@ -266,3 +266,16 @@ async fn what_was_deleted_while_no_watch_looked_is_resolved_no_more() {
     assert_eq!(both, ["asked for r.test/i:2", "r.test/i:1 was given up"]);
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_a_url_holds_for_the_server_alone_is_not_in_the_status() {
+    let url = "https://user:hunter2@files.example/guest.tar?signature=abc";
+    let image = json!({"kind": "Image", "metadata": {"name": "i"}, "spec": {"source": {"http": {"url": url, "sha256": "0".repeat(64)}}}});
+    let world = World::new(&[("images/i", image)]).await;
+    world
+        .seen("images/i", |image| {
+            image["status"]["resolved"]["reference"] == "https://files.example/guest.tar"
+        })
+        .await;
+    world.end().await;
+}
