@@ -25,7 +25,7 @@ pub struct Review {
 }
 
 /// All of them.
-pub const REVIEWS: [Review; 2] = [
+pub const REVIEWS: [Review; 3] = [
     Review {
         group: "authentication.k8s.io",
         plural: "selfsubjectreviews",
@@ -35,6 +35,11 @@ pub const REVIEWS: [Review; 2] = [
         group: "authorization.k8s.io",
         plural: "selfsubjectaccessreviews",
         kind: "SelfSubjectAccessReview",
+    },
+    Review {
+        group: "authorization.k8s.io",
+        plural: "selfsubjectrulesreviews",
+        kind: "SelfSubjectRulesReview",
     },
 ];
 
@@ -52,7 +57,7 @@ impl Review {
     /// Answers a question; the status code of an answer is 201.
     ///
     /// # Errors
-    /// 400 when `question` is of another kind, 422 when it does not ask for exactly one permission.
+    /// 400 when `question` is of another kind or for rules of no namespace, 422 when it does not ask for exactly one permission.
     pub fn answer(&self, question: &Value, now: Timestamp) -> Result<Value, Failure> {
         let api_version = format!("{}/v1", self.group);
         for (key, wanted) in [("apiVersion", api_version.as_str()), ("kind", self.kind)] {
@@ -71,6 +76,19 @@ impl Review {
             return Ok(answer);
         }
         let spec = &question["spec"];
+        if self.kind == "SelfSubjectRulesReview" {
+            if spec["namespace"].as_str().unwrap_or_default().is_empty() {
+                return Err(Failure::bad_request("no namespace on request"));
+            }
+            // As in the original, the question is not repeated.
+            answer["spec"] = json!({});
+            answer["status"] = json!({
+                "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+                "incomplete": false,
+            });
+            return Ok(answer);
+        }
         let asked = |key: &str| spec[key].is_object();
         let wrong = match (asked("resourceAttributes"), asked("nonResourceAttributes")) {
             (true, true) => Some(FieldError::invalid(
@@ -131,5 +149,19 @@ mod tests {
         let both = json!({"resourceAttributes": {}, "nonResourceAttributes": {}});
         assert_eq!(code(json!({"spec": both})), Err(422));
         assert_eq!(code(json!({"kind": "Secret", "spec": asked})), Err(400));
+    }
+
+    #[test]
+    fn the_rules_of_a_namespace_are_that_everything_is_allowed() {
+        let review = find("authorization.k8s.io", "v1", "selfsubjectrulesreviews").expect("a review");
+        let question = json!({"spec": {"namespace": "default"}});
+        let answer = review.answer(&question, Timestamp::UNIX_EPOCH).expect("an answer");
+        let rules = &answer["status"];
+        assert_eq!(rules["resourceRules"][0]["verbs"], json!(["*"]));
+        assert_eq!(rules["nonResourceRules"][0]["nonResourceURLs"], json!(["*"]));
+        assert_eq!(rules["incomplete"], false);
+        let refused = review.answer(&json!({"spec": {}}), Timestamp::UNIX_EPOCH);
+        let refused = refused.map_err(|f| (f.code, f.message));
+        assert_eq!(refused, Err((400, "no namespace on request".to_owned())));
     }
 }

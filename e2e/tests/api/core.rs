@@ -181,6 +181,7 @@ async fn a_bad_name_is_refused(cx: Cx) -> Result<()> {
 
 async fn auth_can_i_answers(cx: Cx) -> Result<()> {
     ensure!(cx.kubectl.ok(&["auth", "can-i", "create", "widgets"]).await? == "yes\n");
+    contains(&cx.kubectl.ok(&["auth", "can-i", "--list"]).await?, &["*.*", "[*]"])?;
     contains(&cx.kubectl.ok(&["auth", "whoami"]).await?, &["Username"])
 }
 

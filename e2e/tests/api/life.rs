@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         a_namespace_with_a_finalizer_inside_waits_for_it,
         nothing_can_be_created_in_an_absent_namespace,
         a_kind_can_be_added_and_removed_at_any_time,
+        a_kind_whose_name_is_taken_waits_until_it_is_free,
     ]
 }
 
@@ -241,13 +242,16 @@ async fn a_namespace_with_a_finalizer_inside_waits_for_it(cx: Cx) -> Result<()> 
         .ok(&["delete", "namespace", &cx.namespace, "--wait=false"])
         .await?;
     wait::until(
-        "the namespace is terminating and its content is being deleted",
+        "the namespace is terminating, its content is being deleted, and it says what is left",
         LIMIT,
         || async {
             let namespace = cx.kubectl.json(&["get", "namespace", &cx.namespace]).await?;
             let widget = cx.kubectl.json(&["get", "widget", "a"]).await?;
-            let done =
-                namespace["status"]["phase"] == "Terminating" && widget["metadata"]["deletionTimestamp"].is_string();
+            let said = namespace["status"]["conditions"].to_string();
+            let done = namespace["status"]["phase"] == "Terminating"
+                && widget["metadata"]["deletionTimestamp"].is_string()
+                && said.contains("Some resources are remaining: widgets.suite.example.org has 1 resource instances")
+                && said.contains("has finalizers remaining: suite.example.org/hold in 1 resource instances");
             Ok(if done {
                 Seen::Done(())
             } else {
@@ -315,4 +319,60 @@ async fn a_kind_can_be_added_and_removed_at_any_time(cx: Cx) -> Result<()> {
         .fails(&["get", "--raw", &format!("/apis/late.example.org/v1/{plural}/t")], "")
         .await?;
     contains(&complaint, &["NotFound"])
+}
+
+async fn a_kind_whose_name_is_taken_waits_until_it_is_free(cx: Cx) -> Result<()> {
+    let group = format!("{}.names.example.org", cx.namespace);
+    let definition = |plural: &str| {
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {"group": group, "scope": "Cluster", "names": {"plural": plural, "kind": "Thing", "singular": plural},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+        })
+        .to_string()
+    };
+    let (first, second) = (format!("firsts.{group}"), format!("seconds.{group}"));
+    cx.kubectl
+        .ok_with(&["create", "-f", "-"], &definition("firsts"))
+        .await?;
+    cx.kubectl
+        .ok(&["wait", "crd", &first, "--for=condition=Established", "--timeout=30s"])
+        .await?;
+    cx.kubectl
+        .ok_with(&["create", "-f", "-"], &definition("seconds"))
+        .await?;
+    cx.kubectl
+        .ok(&[
+            "wait",
+            "crd",
+            &second,
+            "--for=condition=NamesAccepted=False",
+            "--timeout=30s",
+        ])
+        .await?;
+    let status = cx.kubectl.json(&["get", "crd", &second]).await?["status"].take();
+    let said = |kind: &str| {
+        let conditions = status["conditions"].as_array().into_iter().flatten();
+        let found = conditions
+            .clone()
+            .find(|c| c["type"] == kind)
+            .cloned()
+            .unwrap_or_default();
+        format!("{} {}: {}", found["status"], found["reason"], found["message"])
+    };
+    ensure!(
+        said("NamesAccepted") == r#""False" "ListKindConflict": "\"ThingList\" is already in use""#
+            && said("Established") == r#""False" "NotAccepted": "not all names are accepted""#
+            && status["acceptedNames"] == json!({"plural": "seconds", "singular": "seconds", "kind": ""}),
+        "{status}"
+    );
+    let raw = format!("/apis/{group}/v1/seconds");
+    contains(&cx.kubectl.fails(&["get", "--raw", &raw], "").await?, &["NotFound"])?;
+    cx.kubectl.ok(&["delete", "crd", &first]).await?;
+    cx.kubectl
+        .ok(&["wait", "crd", &second, "--for=condition=Established", "--timeout=30s"])
+        .await?;
+    cx.kubectl.ok(&["delete", "crd", &second]).await?;
+    Ok(())
 }

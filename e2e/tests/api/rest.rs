@@ -7,7 +7,9 @@ use kube::api::{
 use kube::core::Status;
 use serde_json::{Value, json};
 
-use crate::target::{Cx, widget};
+use vmlet_e2e::wait::{self, Seen};
+
+use crate::target::{Cx, LIMIT, widget};
 use crate::{Case, cases};
 
 pub fn cases() -> Vec<Case> {
@@ -22,6 +24,10 @@ pub fn cases() -> Vec<Case> {
         an_apply_with_another_uid_is_refused,
         a_status_apply_ignores_the_uid_and_heeds_the_version,
         a_delete_with_another_uid_conflicts,
+        a_delete_with_options_that_cannot_be_meant_is_refused,
+        a_limit_below_zero_is_none,
+        empty_metadata_is_not_kept,
+        an_embedded_object_needs_a_type,
         a_name_can_be_generated,
         metadata_alone_can_be_read,
         a_list_names_its_version,
@@ -291,6 +297,147 @@ async fn a_delete_with_another_uid_conflicts(cx: Cx) -> Result<()> {
     let status = refused(cx.widgets().delete("a", &params).await)?;
     ensure!(status.code == 409 && status.reason == "Conflict", "{status:?}");
     cx.widgets().get("a").await?;
+    Ok(())
+}
+
+async fn a_delete_with_options_that_cannot_be_meant_is_refused(cx: Cx) -> Result<()> {
+    cx.widget("a", json!({"size": 1})).await?;
+    let path = format!("/apis/suite.example.org/v1/namespaces/{}/widgets/a", cx.namespace);
+    let both = r#"DeleteOptions.meta.k8s.io "" is invalid: propagationPolicy: Invalid value: "Orphan": orphanDependents and deletionPropagation cannot be both set"#;
+    let never = r#"DeleteOptions.meta.k8s.io "" is invalid: propagationPolicy: Unsupported value: "Never": supported values: "Foreground", "Background", "Orphan", "nil""#;
+    let no = r#"DeleteOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["No"]: supported values: "All""#;
+    for (query, body, code, message) in [
+        (
+            "gracePeriodSeconds=x",
+            "",
+            400,
+            r#"strconv.ParseInt: parsing "x": invalid syntax"#,
+        ),
+        (
+            "gracePeriodSeconds=",
+            "",
+            400,
+            r#"strconv.ParseInt: parsing "": invalid syntax"#,
+        ),
+        ("orphanDependents=true&propagationPolicy=Orphan", "", 422, both),
+        (
+            "",
+            r#"{"orphanDependents":false,"propagationPolicy":"Orphan"}"#,
+            422,
+            both,
+        ),
+        ("propagationPolicy=Never", "", 422, never),
+        ("dryRun=No", "", 422, no),
+        (
+            "",
+            r#"{"gracePeriodSeconds":"x"}"#,
+            400,
+            "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64",
+        ),
+    ] {
+        let request = http::Request::delete(format!("{path}?{query}")).header("content-type", "application/json");
+        let status = refused(cx.client.request::<Value>(request.body(body.into())?).await)?;
+        ensure!(
+            status.code == code && status.message == message,
+            "{query} {body}: {status:?}"
+        );
+    }
+    cx.widgets().get("a").await?;
+    Ok(())
+}
+
+async fn a_limit_below_zero_is_none(cx: Cx) -> Result<()> {
+    cx.widget("a", json!({"size": 1})).await?;
+    cx.widget("b", json!({"size": 1})).await?;
+    let path = format!("/apis/suite.example.org/v1/namespaces/{}/widgets", cx.namespace);
+    let get = |query: &str| http::Request::get(format!("{path}?{query}")).body(Vec::new());
+    let list: Value = cx.client.request(get("limit=-1")?).await?;
+    ensure!(list["items"].as_array().map(Vec::len) == Some(2), "{list}");
+    let status = refused(cx.client.request::<Value>(get("limit=x")?).await)?;
+    ensure!(
+        status.code == 400 && status.message == r#"strconv.ParseInt: parsing "x": invalid syntax"#,
+        "{status:?}"
+    );
+    Ok(())
+}
+
+async fn empty_metadata_is_not_kept(cx: Cx) -> Result<()> {
+    let empty = json!({"labels": {}, "annotations": {}, "finalizers": [], "ownerReferences": []});
+    let namespace = &cx.namespace;
+    let maps = format!("/api/v1/namespaces/{namespace}/configmaps");
+    let widgets = format!("/apis/suite.example.org/v1/namespaces/{namespace}/widgets");
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap"});
+    let widget = json!({"apiVersion": "suite.example.org/v1", "kind": "Widget", "spec": {"size": 1}});
+    for (path, mut object) in [(maps, map), (widgets, widget)] {
+        object["metadata"] = empty.clone();
+        object["metadata"]["name"] = "empty".into();
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let made: Value = cx.client.request(request.body(object.to_string().into())?).await?;
+        for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+            ensure!(made["metadata"].get(field).is_none(), "{made}");
+        }
+    }
+    let full = json!({"metadata": {"labels": {"a": "b"}, "finalizers": ["suite.example.org/hold"]}});
+    merge(&cx, "empty", full).await?;
+    let less = merge(
+        &cx,
+        "empty",
+        json!({"metadata": {"labels": {"a": null}, "finalizers": []}}),
+    )
+    .await?;
+    ensure!(
+        less.metadata.labels.is_none() && less.metadata.finalizers.is_none(),
+        "{less:?}"
+    );
+    Ok(())
+}
+
+async fn an_embedded_object_needs_a_type(cx: Cx) -> Result<()> {
+    let group = format!("{}.embedded.example.org", cx.namespace);
+    let embedded =
+        json!({"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true});
+    let spec = json!({"type": "object", "properties": {"object": embedded}});
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}});
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("boxes.{group}")},
+        "spec": {"group": group, "scope": "Namespaced", "names": {"plural": "boxes", "kind": "Box"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema}]},
+    });
+    let post = |path: &str, object: &Value| {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        request.body(object.to_string().into_bytes())
+    };
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    cx.client.request::<Value>(post(definitions, &definition)?).await?;
+    let boxes = format!("/apis/{group}/v1/namespaces/{}/boxes", cx.namespace);
+    let boxed = |object: Value| json!({"apiVersion": format!("{group}/v1"), "kind": "Box", "metadata": {"name": "a"}, "spec": {"object": object}});
+    let named = format!(r#"Box.{group} "a" is invalid: "#);
+    let refusal = wait::until("the kind is served", LIMIT, || async {
+        let status = refused(cx.client.request::<Value>(post(&boxes, &boxed(json!({})))?).await)?;
+        Ok(match status.code {
+            422 => Seen::Done(status.message.clone()),
+            _ => Seen::NotYet(format!("{status:?}")),
+        })
+    })
+    .await?;
+    ensure!(
+        refusal == format!("{named}[spec.object.apiVersion: Required value, spec.object.kind: Required value]"),
+        "{refusal}"
+    );
+    let wrong = boxed(json!({"apiVersion": "a/b/c", "kind": "A"}));
+    let status = refused(cx.client.request::<Value>(post(&boxes, &wrong)?).await)?;
+    ensure!(
+        status.message
+            == format!(
+                r#"{named}spec.object.apiVersion: Invalid value: "a/b/c": unexpected GroupVersion string: a/b/c"#
+            ),
+        "{status:?}"
+    );
+    let fine = boxed(json!({"apiVersion": "v1", "kind": "A", "metadata": {"name": "any name"}}));
+    cx.client.request::<Value>(post(&boxes, &fine)?).await?;
+    let request = http::Request::delete(format!("{definitions}/boxes.{group}")).body(Vec::new())?;
+    cx.client.request::<Value>(request).await?;
     Ok(())
 }
 

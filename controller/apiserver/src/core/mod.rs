@@ -33,6 +33,7 @@ schemas! {
     "apiextensions.k8s.io" "CustomResourceDefinition" "customresourcedefinition.yaml"
     "authentication.k8s.io" "SelfSubjectReview" "selfsubjectreview.yaml"
     "authorization.k8s.io" "SelfSubjectAccessReview" "selfsubjectaccessreview.yaml"
+    "authorization.k8s.io" "SelfSubjectRulesReview" "selfsubjectrulesreview.yaml"
 }
 
 /// The structural schema of a built-in kind, with descriptions; it is read anew at each call and not kept.

@@ -163,7 +163,15 @@ impl std::error::Error for ApplyError {}
 /// `object` is what is about to be stored, with the managedFields that the client sent: an empty list or one empty
 /// entry starts afresh, entries that can be understood are taken, otherwise those of `live` go on.
 /// `live` is none on create. Both have been pruned to the schema.
-pub fn track_update(types: &Types<'_>, live: Option<&Value>, object: &mut Value, writer: &Writer<'_>) {
+///
+/// Returns why the object has no managedFields now, if it should have some: it is most likely refused, too, and
+/// [`say_untracked`] is for when it was stored.
+pub fn track_update(
+    types: &Types<'_>,
+    live: Option<&Value>,
+    object: &mut Value,
+    writer: &Writer<'_>,
+) -> Option<String> {
     let of_live = || {
         let entries = live.and_then(entries::read).unwrap_or_default();
         entries::decode(entries).unwrap_or_default()
@@ -181,13 +189,25 @@ pub fn track_update(types: &Types<'_>, live: Option<&Value>, object: &mut Value,
     entries::remove(object);
     // Tracking starts with an object or with the first apply, not in between.
     if owners.is_empty() && live.is_some() {
-        return;
+        return None;
     }
     let mut before = live.unwrap_or(&types.empty).clone();
     entries::remove(&mut before);
     match update::update(types, &before, object, &mut owners, writer) {
-        Ok(()) => entries::write(object, &owners),
-        Err(error) => tracing::warn!(%error, "an object is stored without managedFields"),
+        Ok(()) => {
+            entries::write(object, &owners);
+            None
+        }
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Says that an object was stored without managedFields, if it was.
+pub fn say_untracked(untracked: Option<String>, object: &Value) {
+    if let Some(why) = untracked {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let kind = object["kind"].as_str().unwrap_or_default();
+        tracing::warn!(kind, name, why, "an object is stored without managedFields");
     }
 }
 

@@ -27,19 +27,19 @@ pub async fn create(call: &Call, body: Body) -> Result<Answer, Failure> {
             subresource: "",
             time: &now,
         };
-        managed_fields::track_update(&ownership::types(call), None, object, &writer);
+        managed_fields::track_update(&ownership::types(call), None, object, &writer)
     };
     let (object, mut warnings) = store(call, object, read.errors, own).await?;
     warnings.splice(0..0, read.warnings);
     call.answer(201, object, warnings)
 }
 
-/// Stores a new object that has been normalized; `own` writes its managedFields. Returns it as served.
+/// Stores a new object that has been normalized; `own` writes its managedFields, or returns why not. Returns it as served.
 pub async fn store(
     call: &Call,
     mut object: Value,
     errors: Vec<crate::schema::FieldError>,
-    own: impl FnOnce(&Call, &mut Value),
+    own: impl FnOnce(&Call, &mut Value) -> Option<String>,
 ) -> Result<(Value, Vec<String>), Failure> {
     if call.resource.terminating {
         let message = "create not allowed while custom resource definition is terminating";
@@ -57,7 +57,7 @@ pub async fn store(
     {
         map.remove("status");
     }
-    own(call, &mut object);
+    let untracked = own(call, &mut object);
     let warnings = validate(call, &object, None, errors)?;
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let key = call.key(&name);
@@ -68,6 +68,7 @@ pub async fn store(
         Inner::check_definition(&object, &name)?;
         let stored = write(call, key, object, dry_run, &subject).await?;
         if !dry_run {
+            managed_fields::say_untracked(untracked, &stored);
             call.server.reload().await?;
         }
         return Ok((stored, warnings));
@@ -75,6 +76,9 @@ pub async fn store(
     let mut stored = object;
     call.stored(&mut stored);
     let stored = write(call, key, stored, dry_run, &subject).await?;
+    if !dry_run {
+        managed_fields::say_untracked(untracked, &stored);
+    }
     Ok((call.served(stored), warnings))
 }
 

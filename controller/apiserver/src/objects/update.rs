@@ -157,7 +157,7 @@ async fn create_by_apply(call: &Call, name: &str, config: &Value, force: bool) -
     // As in the original, there is no version that an absent object could differ from.
     metadata.remove("resourceVersion");
     let read = normalize(call, &mut object, Vec::new())?;
-    let (object, mut warnings) = create::store(call, object, read.errors, |_, _| ()).await?;
+    let (object, mut warnings) = create::store(call, object, read.errors, |_, _| None).await?;
     warnings.splice(0..0, read.warnings);
     call.answer(201, object, warnings)
 }
@@ -224,10 +224,11 @@ async fn once(call: &Call, name: &str, write: &Write, live: &Value, base: u64) -
         core::label_namespace(&mut object);
     }
     let now = rfc3339(call.now);
+    let mut untracked = None;
     if !matches!(write, Write::Apply { .. }) {
         let (manager, api_version) = (call.manager(), call.api_version());
         let writer = writer(call, &manager, &api_version, &now);
-        managed_fields::track_update(&ownership::types(call), Some(live), &mut object, &writer);
+        untracked = managed_fields::track_update(&ownership::types(call), Some(live), &mut object, &writer);
     }
     managed_fields::keep_times(live, &mut object);
     if metadata::has_generation(call)
@@ -280,6 +281,7 @@ async fn once(call: &Call, name: &str, write: &Write, live: &Value, base: u64) -
         Err(WriteError::Changed) => return Ok(None),
         Err(error) => return Err(Failure::of_write(error, &subject)),
     };
+    managed_fields::say_untracked(untracked, &written);
     if call.resource.core == Some(Core::Definition) {
         call.server.reload().await?;
     }

@@ -39,6 +39,7 @@ pub(super) fn find(api_version: &str, kind: &str) -> Option<&'static [Field]> {
         ("events.k8s.io/v1", "Event") => EVENT,
         ("coordination.k8s.io/v1", "Lease") => LEASE,
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => ACCESS_REVIEW,
+        ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => RULES_REVIEW,
         ("authentication.k8s.io/v1", "SelfSubjectReview") => SUBJECT_REVIEW,
         // Registered in every group; clients name whichever they are talking to.
         (_, "DeleteOptions") => DELETE_OPTIONS,
@@ -186,6 +187,8 @@ const LEASE_SPEC: &[Field] = &[
     pointer(6, "strategy", Text),
     pointer(7, "preferredHolder", Text),
 ];
+
+const RULES_REVIEW: &[Field] = &[METADATA, plain(2, "spec", Message(&[plain(1, "namespace", Text)]))];
 
 const ACCESS_REVIEW: &[Field] = &[
     METADATA,

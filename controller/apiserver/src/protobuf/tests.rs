@@ -54,7 +54,7 @@ fn bodies_of_the_real_client_mean_what_their_json_says() {
         assert_eq!(decode(&unhex(hex)), Ok(wanted));
         count += 1;
     }
-    assert_eq!(count, 12);
+    assert_eq!(count, 13);
 }
 
 #[test]
@@ -150,11 +150,12 @@ fn a_body_cut_anywhere_is_an_error_or_an_object_but_no_panic() {
 
 proptest::proptest! {
     #[test]
-    fn random_bytes_never_panic(bytes: Vec<u8>, which in 0_usize..10) {
+    fn random_bytes_never_panic(bytes: Vec<u8>, which in 0_usize..11) {
         let kinds = [
             ("v1", "Namespace"), ("v1", "Secret"), ("v1", "ConfigMap"), ("v1", "ServiceAccount"), ("v1", "Event"),
             ("events.k8s.io/v1", "Event"), ("coordination.k8s.io/v1", "Lease"),
             ("authorization.k8s.io/v1", "SelfSubjectAccessReview"),
+            ("authorization.k8s.io/v1", "SelfSubjectRulesReview"),
             ("authentication.k8s.io/v1", "SelfSubjectReview"), ("v1", "DeleteOptions"),
         ];
         let (api_version, kind) = kinds[which];

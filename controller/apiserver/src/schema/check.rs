@@ -54,6 +54,15 @@ fn whole(value: &Value) -> bool {
     value.as_f64().is_some_and(|f| f.fract() == 0.0)
 }
 
+/// Whether this is an integer that JSON can carry, but for what divisions lose.
+fn nearly_whole(number: f64) -> bool {
+    const EPSILON: f64 = 1e-9;
+    const MOST: f64 = 9_007_199_254_740_991.0;
+    let whole = number.trunc();
+    number.abs() <= MOST
+        && (number == whole || (whole != 0.0 && (number - whole).abs() / (number.abs() + whole.abs()) < EPSILON))
+}
+
 impl Checker<'_> {
     fn field(&self, path: &str) -> String {
         match (self.prefix, path.trim_start_matches('.')) {
@@ -177,10 +186,8 @@ impl Checker<'_> {
                 ),
             );
         }
-        if let Some(factor) = node.multiple_of
-            && (factor <= 0.0 || (number / factor).fract().abs() > 1e-9)
-        {
-            words.push(format!("should be a multiple of {}", go_float(factor)));
+        if let Some(factor) = node.multiple_of {
+            self.multiple(node, path, value, factor, out);
         }
         if let Some(min) = node.minimum {
             let limit = go_float(min);
@@ -202,6 +209,55 @@ impl Checker<'_> {
             out.matched += 1;
         }
         for words in words {
+            self.fail(out, ErrorKind::Invalid, path, value.clone(), &words);
+        }
+    }
+
+    /// As the real server divides: an integer by the integer part of the factor, unless its type says that the factor is wrong.
+    fn multiple(&self, node: &Node, path: &str, value: &Value, factor: f64, out: &mut Outcome) {
+        let integer = node.kind == "integer";
+        let (least, most) = match node.format.as_str() {
+            "int32" => (i32::MIN as f64, i32::MAX as f64),
+            _ => (i64::MIN as f64, i64::MAX as f64),
+        };
+        let fits = !integer || (factor.fract() == 0.0 && (least..=most).contains(&factor));
+        if !fits {
+            let format = match node.format.as_str() {
+                "" => "(default format)".to_owned(),
+                format => format!("with format {format}"),
+            };
+            self.compose(
+                out,
+                format!("MultipleOf value must be of type integer {format} in {path}"),
+            );
+        }
+        let (shown, positive, multiple) = match value.as_i64().filter(|_| fits) {
+            Some(number) => {
+                // Go's conversion on amd64: what does not fit is the least.
+                let factor = if factor.abs() < i64::MAX as f64 {
+                    factor as i64
+                } else {
+                    i64::MIN
+                };
+                let multiple = factor > 0 && number % factor == 0;
+                (Value::from(factor), factor > 0, multiple)
+            }
+            None => {
+                let number = value.as_f64().unwrap_or_default();
+                let times = if factor < 1.0 {
+                    1.0 / factor * number
+                } else {
+                    number / factor
+                };
+                (Value::from(factor), factor > 0.0, nearly_whole(times))
+            }
+        };
+        let shown_text = super::go_json(&shown);
+        if !positive {
+            let message = format!("factor MultipleOf declared for {path} must be positive: {shown_text}");
+            out.errors.push(FieldError::invalid(self.field(path), shown, message));
+        } else if !multiple {
+            let words = format!("should be a multiple of {shown_text}");
             self.fail(out, ErrorKind::Invalid, path, value.clone(), &words);
         }
     }
@@ -340,5 +396,71 @@ fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => x == y || x.as_f64() == y.as_f64(),
         _ => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::schema::Schema;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn multiples_are_judged_with_the_conversions_of_the_real_server() {
+        let field = |kind: &str, factor: f64| json!({"type": kind, "multipleOf": factor});
+        let source = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "big": field("number", 1e300), "half": field("number", 0.5), "tenth": field("number", 0.1),
+            "three": field("number", 3.0), "more": field("number", 2.5), "neg": field("number", -2.0),
+            "ihalf": field("integer", 0.5), "ibig": field("integer", 1e300), "ithree": field("integer", 3.0),
+        }}}});
+        let schema = Schema::compile(&source, "").expect("a structural schema");
+        let said = |field: &str, value: Value| {
+            let object = json!({"spec": {field: value}});
+            let errors: Vec<String> = schema.validate(&object, None).iter().map(ToString::to_string).collect();
+            errors.join("; ")
+        };
+        for (field, value) in [
+            ("big", json!(1e300)),
+            ("half", json!(1.5)),
+            ("tenth", json!(0.3)),
+            ("tenth", json!(-0.3)),
+            ("three", json!(9)),
+            ("three", json!(-9)),
+            ("more", json!(4)),
+            ("ithree", json!(9_007_199_254_740_993_i64)),
+        ] {
+            assert_eq!(said(field, value.clone()), "", "{field} {value}");
+        }
+        let positive = |field: &str, n: &str| {
+            format!(
+                "spec.{field}: Invalid value: {n}: factor MultipleOf declared for spec.{field} must be positive: {n}"
+            )
+        };
+        let not = |field: &str, value: &str, n: &str| {
+            format!("spec.{field}: Invalid value: {value}: spec.{field} in body should be a multiple of {n}")
+        };
+        let typed = |field: &str| {
+            format!(
+                "<nil>: Invalid value: \"\": MultipleOf value must be of type integer (default format) in spec.{field}"
+            )
+        };
+        for (field, value, message) in [
+            ("big", json!(1), positive("big", "-9223372036854775808")),
+            ("big", json!(1.5), not("big", "1.5", "1e+300")),
+            ("half", json!(1), positive("half", "0")),
+            ("half", json!(1.25), not("half", "1.25", "0.5")),
+            ("three", json!(10), not("three", "10", "3")),
+            ("three", json!(1e300), not("three", "1e+300", "3")),
+            ("more", json!(5), not("more", "5", "2")),
+            ("neg", json!(4.5), positive("neg", "-2")),
+            ("ihalf", json!(1), typed("ihalf")),
+            (
+                "ibig",
+                json!(1),
+                format!("{}; {}", typed("ibig"), not("ibig", "1", "1e+300")),
+            ),
+            ("ithree", json!(-10), not("ithree", "-10", "3")),
+        ] {
+            assert_eq!(said(field, value.clone()), message, "{field} {value}");
+        }
     }
 }

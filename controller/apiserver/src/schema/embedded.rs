@@ -35,16 +35,15 @@ pub(super) fn check(node: &Node, path: &str, value: &Value, errors: &mut Vec<Fie
 }
 
 fn object(path: &str, value: &Value, errors: &mut Vec<FieldError>) {
-    let rules: [(&str, fn(&str) -> Option<String>); 2] = [("apiVersion", api_version_problem), ("kind", kind_problem)];
-    for (field, problem) in rules {
+    for field in ["apiVersion", "kind"] {
         let place = child(path, field);
         match &value[field] {
             Value::Null => errors.push(FieldError::required(place, "")),
             Value::String(text) => {
-                let why = if text.is_empty() {
-                    Some("must not be empty".to_owned())
-                } else {
-                    problem(text)
+                let why = match field {
+                    _ if text.is_empty() => Some("must not be empty".to_owned()),
+                    "kind" => kind_problem(text),
+                    _ => api_version_problem(text),
                 };
                 errors.extend(why.map(|why| FieldError::invalid(place, text.as_str(), why)));
             }
