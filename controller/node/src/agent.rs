@@ -29,6 +29,7 @@ use vmlet_machines::Machines;
 use crate::dereference::Dereferencer;
 use crate::memory::Records;
 use crate::metrics::Metrics;
+use crate::own_writes::OwnWrites;
 use crate::reconcile::{Context, FIELD_MANAGER, error_policy, reconcile};
 use crate::{housekeeping, identity, orphans, vmnode};
 
@@ -36,6 +37,8 @@ use crate::{housekeeping, identity, orphans, vmnode};
 pub const CONCURRENCY: u16 = 8;
 /// Wake-ups by secrets that may be on their way at once; who sends them waits beyond that.
 const SECRET_WAKES: usize = 64;
+/// Wake-ups by a status of somebody else that may be on their way at once; the watch waits beyond that.
+const STATUS_WAKES: usize = 64;
 /// How often the node is searched for machines whose VM is gone.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -158,6 +161,7 @@ impl Agent {
             machines,
             records,
             memories: Mutex::new(HashMap::new()),
+            own_writes: OwnWrites::default(),
             names: Mutex::new(HashMap::new()),
             metrics,
         };
@@ -191,6 +195,8 @@ impl Agent {
         // controller waits as well.
         let listed = CancellationToken::new();
         let complete = listed.clone();
+        let (status_wake, status_wakes) = mpsc::channel(STATUS_WAKES);
+        let seen = Arc::clone(&self.cx);
         let stream = watcher(api, watch)
             .default_backoff()
             .modify(|vm| vm.managed_fields_mut().clear())
@@ -201,8 +207,17 @@ impl Agent {
                 }
             })
             .applied_objects()
+            .then(move |vm| {
+                let (cx, wake) = (Arc::clone(&seen), status_wake.clone());
+                async move {
+                    if let Some(uid) = foreign(vm.as_ref().ok(), &cx) {
+                        let _ = wake.send(uid).await;
+                    }
+                    vm
+                }
+            })
             .predicate_filter(generation.combine(finalizers), Default::default());
-        let wakes = [artifact_wakes, machine_wakes, self.secret_wakes].map(ReceiverStream::new);
+        let wakes = [artifact_wakes, machine_wakes, self.secret_wakes, status_wakes].map(ReceiverStream::new);
         let wakes = futures::stream::select_all(wakes);
         let names = Arc::clone(&self.cx);
         let wakes = wakes.filter_map(move |uid| {
@@ -311,6 +326,15 @@ impl Agent {
             }
         }
     }
+}
+
+/// The uid of a VM whose status somebody else wrote.
+fn foreign(vm: Option<&VirtualMachine>, cx: &Context) -> Option<String> {
+    let vm = vm.filter(|vm| cx.own_writes.is_foreign(vm))?;
+    let (namespace, name) = (vm.namespace().unwrap_or_default(), vm.name_any());
+    cx.metrics.foreign_status();
+    tracing::warn!(%namespace, %name, "somebody else wrote the status of this virtual machine; it is put right");
+    vm.uid()
 }
 
 fn dependants(

@@ -29,6 +29,7 @@ pub mod life;
 mod memory;
 pub mod metrics;
 mod orphans;
+mod own_writes;
 mod reconcile;
 mod ssh_keys;
 mod status;

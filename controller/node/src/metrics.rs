@@ -17,6 +17,7 @@ pub struct Metrics {
     duration: Histogram,
     failures: Counter,
     starts: Counter,
+    foreign: Counter,
     running: Gauge<i64, std::sync::atomic::AtomicI64>,
     /// Seconds since 1970; 0 before the first.
     heartbeat: Gauge<f64, AtomicU64>,
@@ -28,6 +29,7 @@ impl Default for Metrics {
         let duration = Histogram::new(exponential_buckets(0.0005, 2.0, 14));
         let failures = Counter::<u64, AtomicU64>::default();
         let starts = Counter::<u64, AtomicU64>::default();
+        let foreign = Counter::<u64, AtomicU64>::default();
         let running = Gauge::default();
         registry.register(
             "reconcile_duration_seconds",
@@ -40,6 +42,11 @@ impl Default for Metrics {
             failures.clone(),
         );
         registry.register("machine_starts", "Starts of virtual machines", starts.clone());
+        registry.register(
+            "foreign_statuses",
+            "Statuses of virtual machines that somebody else wrote and that were put right",
+            foreign.clone(),
+        );
         registry.register(
             "machines_running",
             "Virtual machines that run on this node",
@@ -56,6 +63,7 @@ impl Default for Metrics {
             duration,
             failures,
             starts,
+            foreign,
             running,
             heartbeat,
         }
@@ -93,6 +101,10 @@ impl Metrics {
 
     pub(crate) fn started(&self) {
         self.starts.inc();
+    }
+
+    pub(crate) fn foreign_status(&self) {
+        self.foreign.inc();
     }
 
     pub(crate) fn set_running(&self, count: i64) {

@@ -23,6 +23,7 @@ use crate::guest::{Parts, fingerprint, machine_spec};
 use crate::life::{Cause, Decision, End, Life, Situation, decide, failures_after};
 use crate::memory::{Memory, Records};
 use crate::metrics::Metrics;
+use crate::own_writes::OwnWrites;
 use crate::status::{self, Sight, alive};
 use crate::{events, hostkey};
 
@@ -51,6 +52,8 @@ pub struct Context {
     pub records: Records,
     /// The rest of the memory, by uid.
     pub memories: Mutex<HashMap<String, Memory>>,
+    /// What was written last of each VM.
+    pub own_writes: OwnWrites,
     /// Names of the VMs by uid, for wake-ups.
     pub names: Mutex<HashMap<String, ObjectRef<VirtualMachine>>>,
     /// Who events are from.
@@ -456,6 +459,7 @@ pub fn forget(uid: &str, cx: &Context) {
     lock(&cx.memories).remove(uid);
     lock(&cx.names).remove(uid);
     lock(&cx.failures).remove(uid);
+    cx.own_writes.forget(uid);
     cx.dereferencer.secrets.forget(uid);
     cx.machines.forget(uid);
 }
@@ -499,7 +503,10 @@ async fn json_patch(vm: &VirtualMachine, patch: Vec<serde_json::Value>, cx: &Con
         .patch(&vm.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))
         .await
     {
-        Ok(_) => Ok(true),
+        Ok(object) => {
+            cx.own_writes.answered(&object);
+            Ok(true)
+        }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
         Err(error) => Err(error.into()),
     }
@@ -516,6 +523,7 @@ async fn write_status(
     // The object alone does not tell: it may be a copy from before the last write.
     let stands = says(vm.status.as_ref(), &status)? && says(Some(&memory.status), &status)?;
     memory.status = status;
+    cx.own_writes.stands(uid, &memory.status);
     if stands {
         return Ok(());
     }
@@ -529,10 +537,12 @@ async fn write_status(
         .patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch))
         .await
     {
-        Err(error) if !is_another_object(&error) => Err(error.into()),
+        Ok(object) => cx.own_writes.answered(&object),
+        Err(error) if !is_another_object(&error) => return Err(error.into()),
         // Gone, or another object of the same name: then this status is nobody's.
-        Ok(_) | Err(_) => Ok(()),
+        Err(_) => {}
     }
+    Ok(())
 }
 
 /// Whether `there` is this status, to the precision of what is stored.

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod orphans;
+mod watched;
 mod world;
 
 use vmlet_crds::VirtualMachineStatus;

@@ -22,6 +22,7 @@ use crate::dereference::Dereferencer;
 use crate::fake_api::FakeApi;
 use crate::memory::Records;
 use crate::metrics::Metrics;
+use crate::own_writes::OwnWrites;
 use crate::reconcile::{Context, Error, reconcile};
 
 /// Where objects lie.
@@ -112,10 +113,10 @@ pub struct World {
     pub cx: Arc<Context>,
     pub api: FakeApi,
     pub script: Script,
-    wakes: (mpsc::Receiver<Interest>, mpsc::Receiver<String>),
+    pub wakes: (mpsc::Receiver<Interest>, mpsc::Receiver<String>),
     /// Uids that a secret was in the way of, once it changed.
     pub secret_wakes: mpsc::Receiver<String>,
-    _dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl World {
@@ -154,6 +155,7 @@ impl World {
             machines,
             records: Records::open(dir.path().join("node/vms")).expect("opens"),
             memories: Mutex::default(),
+            own_writes: OwnWrites::default(),
             names: Mutex::default(),
             reporter: Reporter {
                 controller: "vmlet-agent".to_owned(),
@@ -182,7 +184,7 @@ impl World {
             script,
             wakes: (artifact_wakes, machine_wakes),
             secret_wakes,
-            _dir: dir,
+            dir,
         }
     }
 

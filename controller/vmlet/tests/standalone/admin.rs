@@ -10,7 +10,7 @@ use vmlet_e2e::wait::{self, Seen};
 
 use crate::kit::{Standalone, User, admin_address, http_get};
 
-const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_one_is_live_and_ready_and_tells_its_metrics() -> Result<()> {
