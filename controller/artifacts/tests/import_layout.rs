@@ -103,6 +103,24 @@ async fn nothing_outside_of_the_import_directory_is_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_import_directory_that_is_not_there_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let import = dir.path().join("nope/dir");
+    let (artifacts, mut woken) = open(dir.path(), Some(&import)).await;
+    let who = Interest("vm-1".into());
+    let failure = settle(&mut woken, || artifacts.ensure_image(&who, want("app")))
+        .await
+        .unwrap_err();
+    assert_eq!(failure.reason, "StoreFailed", "{failure:?}");
+    let wanted = format!(
+        "the import directory {}: No such file or directory (os error 2); create it, or start the agent with another --import-dir",
+        import.display()
+    );
+    assert!(failure.message.contains(&wanted), "{failure:?}");
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_an_import_directory_and_with_a_damaged_blob_nothing_is_imported() {
     let dir = tempfile::tempdir().unwrap();
     let import = dir.path().join("import");

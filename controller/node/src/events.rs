@@ -115,7 +115,9 @@ pub fn due(memory: &mut Memory, sight: &Sight<'_>) -> Vec<Note> {
         memory.told.remove("disk");
     }
     if let Some(observation) = sight.observation {
-        if let (Some(at), Some(vmm)) = (observation.started_at, &observation.vmm) {
+        // One without a version was found running, its record lost: its start was told when it was one.
+        let vmm = observation.vmm.as_ref().filter(|vmm| !vmm.version.is_empty());
+        if let (Some(at), Some(vmm)) = (observation.started_at, vmm) {
             let text = format!(
                 "Started {} {} with {}, run {}",
                 vmm.kind,
@@ -284,8 +286,19 @@ fn seconds(duration: Duration) -> String {
 mod tests {
     use super::*;
     use vmlet_crds::{VirtualMachine, VirtualMachineSpec};
+    use vmlet_machines::{Observation, VmmInfo};
 
     fn tell(memory: &mut Memory, image: &Part, decision: Decision, now: u64) -> Vec<String> {
+        tell_of(memory, image, decision, now, None)
+    }
+
+    fn tell_of(
+        memory: &mut Memory,
+        image: &Part,
+        decision: Decision,
+        now: u64,
+        observation: Option<&Observation>,
+    ) -> Vec<String> {
         let vm = VirtualMachine::new("a", VirtualMachineSpec::default());
         let remembered = memory.clone();
         let sight = Sight {
@@ -297,7 +310,7 @@ mod tests {
             kernel: &Part::Idle { digest: None },
             kernel_name: None,
             disk_problem: None,
-            observation: None,
+            observation,
             restart_required: false,
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(now),
         };
@@ -319,6 +332,37 @@ mod tests {
             ["Pulled"]
         );
         assert!(tell(&mut memory, &Part::Ready { digest: "d".into() }, start, 4).is_empty());
+    }
+
+    #[test]
+    fn a_vmm_that_is_found_without_its_record_is_not_told_as_started_again() {
+        let mut memory = Memory::default();
+        let mut tell = |version: &str, started: u64| {
+            let seen = Observation {
+                run: 1,
+                started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(started)),
+                vmm: Some(VmmInfo {
+                    kind: "QEMU".into(),
+                    accelerator: "tcg".into(),
+                    version: version.into(),
+                    pid: Some(1),
+                }),
+                ..Observation::default()
+            };
+            tell_of(
+                &mut memory,
+                &Part::Idle { digest: None },
+                Decision::Keep,
+                9,
+                Some(&seen),
+            )
+        };
+        assert_eq!(tell("7.2.22", 1), ["Started"]);
+        assert!(
+            tell("", 5).is_empty(),
+            "its version is as lost as the time of its start"
+        );
+        assert_eq!(tell("7.2.22", 9), ["Started"], "the next run");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What is on the node's disk and nobody needs: pins whose VM is gone, images and kernels that were not
-//! used for long. On a disk that is nearly full, "long" becomes short.
+//! What is on the node's disk and nobody needs: pins whose VM is gone, records of such that were set aside, images and
+//! kernels that were not used for long. On a disk that is nearly full, "long" becomes short.
 //!
 //! Unknown is not dead: a pin falls only if its VM is in no watch, no record and no machine's directory.
 
@@ -102,7 +102,7 @@ pub async fn run(cx: &Context, known: Known, dir: &Path, keep_unused: Duration, 
             Ok(space) => {
                 *cx.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(condition(dir, space, &policy));
                 if looks.is_multiple_of(TIDY) || policy.wanted(space) > 0 {
-                    unpin_stale(cx, &known.vms).await;
+                    forget_stale(cx, &known.vms).await;
                     collect(cx, policy.clone()).await;
                 }
             }
@@ -116,11 +116,11 @@ pub async fn run(cx: &Context, known: Known, dir: &Path, keep_unused: Duration, 
     }
 }
 
-async fn unpin_stale(cx: &Context, vms: &Store<VirtualMachine>) {
+async fn forget_stale(cx: &Context, vms: &Store<VirtualMachine>) {
     let recorded = match cx.records.uids() {
         Ok(uids) => uids,
         Err(error) => {
-            tracing::warn!(%error, "records cannot be listed; all pins stay");
+            tracing::warn!(%error, "records cannot be listed; all that is of virtual machines stays");
             return;
         }
     };
@@ -131,6 +131,13 @@ async fn unpin_stale(cx: &Context, vms: &Store<VirtualMachine>) {
         .chain(recorded)
         .chain(cx.machines.list())
         .collect();
+    for uid in cx.records.set_aside().unwrap_or_default() {
+        if !known.contains(&uid)
+            && let Err(error) = cx.records.remove(&uid)
+        {
+            tracing::warn!(uid, %error, "a damaged record could not be removed; tried again");
+        }
+    }
     let artifacts = &cx.dereferencer.artifacts;
     for who in stale(artifacts.pinners().await, &known) {
         match artifacts.unpin(&who).await {
@@ -174,6 +181,21 @@ mod tests {
         let pins = ["vm/a", "vm/b", "eager/c"].map(|p| Interest(p.to_owned())).to_vec();
         let known = BTreeSet::from(["a".to_owned()]);
         assert_eq!(stale(pins, &known), [Interest("vm/b".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_goes_with_its_vm() {
+        let world = crate::visits::world::World::new().await;
+        let dir = world.dir.path().join("node/vms");
+        for uid in ["there", "gone"] {
+            std::fs::write(dir.join(format!("{uid}.damaged")), "{\"hostKeySeed\": \"x").expect("writes");
+        }
+        let (vms, mut writer) = kube::runtime::reflector::store();
+        let mut vm = VirtualMachine::new("a", vmlet_crds::VirtualMachineSpec::default());
+        vm.metadata.uid = Some("there".to_owned());
+        writer.apply_watcher_event(&kube::runtime::watcher::Event::Apply(vm));
+        forget_stale(&world.cx, &vms).await;
+        assert_eq!(world.cx.records.set_aside().expect("lists"), ["there"]);
     }
 
     #[test]

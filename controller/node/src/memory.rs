@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use vmlet_artifacts::types::Source;
 use vmlet_crds::VirtualMachineStatus;
 
+/// Extension of a record that could not be read.
+const DAMAGED: &str = "damaged";
+
 /// The durable part.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -96,6 +99,7 @@ impl Records {
         Ok(Self { dir })
     }
 
+    /// The record of a VM; beside it lies what was set aside, with the extension [`DAMAGED`].
     fn path(&self, uid: &str) -> PathBuf {
         // A uid is checked by the API server, but nothing from outside becomes a path unchecked.
         let safe: String = uid
@@ -112,7 +116,7 @@ impl Records {
         match serde_json::from_slice(&bytes) {
             Ok(record) => Some(record),
             Err(error) => {
-                let aside = path.with_extension("damaged");
+                let aside = path.with_extension(DAMAGED);
                 tracing::warn!(path = %path.display(), %error, aside = %aside.display(), "record is damaged; set aside and started anew");
                 if let Err(error) = fs::rename(&path, &aside) {
                     tracing::warn!(path = %path.display(), %error, "damaged record could not be set aside");
@@ -146,10 +150,23 @@ impl Records {
     /// # Errors
     /// When the directory cannot be read.
     pub fn uids(&self) -> std::io::Result<Vec<String>> {
+        self.with("json")
+    }
+
+    /// The uids of all records that were set aside. They are for people to look at while the VM is there; a part of its
+    /// secrets is in them.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn set_aside(&self) -> std::io::Result<Vec<String>> {
+        self.with(DAMAGED)
+    }
+
+    fn with(&self, extension: &str) -> std::io::Result<Vec<String>> {
         let mut uids = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "json")
+            if path.extension().is_some_and(|e| e == extension)
                 && let Some(uid) = path.file_stem().and_then(|s| s.to_str())
             {
                 uids.push(uid.to_owned());
@@ -158,15 +175,20 @@ impl Records {
         Ok(uids)
     }
 
-    /// Removes a record; that it is not there is fine.
+    /// Removes a record and what was set aside of it; that they are not there is fine.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn remove(&self, uid: &str) -> std::io::Result<()> {
-        match fs::remove_file(self.path(uid)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let path = self.path(uid);
+        // The record last: by it the VM is found again.
+        for file in [path.with_extension(DAMAGED), path] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 
@@ -211,6 +233,10 @@ mod tests {
         fs::write(dir.path().join("vms/u.json"), b"{\"name\": \"a").expect("writes");
         assert_eq!(records.load("u"), None);
         assert!(dir.path().join("vms/u.damaged").exists());
+        assert_eq!(records.set_aside().expect("lists"), ["u"]);
+        records.store("u", &Record::default()).expect("stores");
+        records.remove("u").expect("removes");
+        assert_eq!(fs::read_dir(dir.path().join("vms")).expect("reads").count(), 0);
     }
 
     #[test]

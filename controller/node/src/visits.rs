@@ -3,7 +3,7 @@
 mod bad_input;
 mod orphans;
 mod watched;
-mod world;
+pub(crate) mod world;
 
 use vmlet_crds::VirtualMachineStatus;
 use world::{IMAGE, VM, World};

@@ -168,9 +168,7 @@ pub fn import(import_dir: Option<&Path>, path: &str, most: u64) -> Result<Import
         let why = "imports from this machine's disk are switched off; start the agent with an import directory";
         return Err(PullError::new(Reason::ImportDisabled, format!("{name}: {why}")));
     };
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, import_dir, directory, Mode::empty())
-        .map_err(|error| PullError::io(format!("the import directory {}", import_dir.display()), &error.into()))?;
+    let root = open_import_dir(import_dir)?;
     let open = |flags| {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         openat2(&root, path, flags, Mode::empty(), resolve).map_err(|error| refused(&name, error))
@@ -193,6 +191,20 @@ pub fn import(import_dir: Option<&Path>, path: &str, most: u64) -> Result<Import
             format!("{name} is neither a file nor a directory"),
         )),
     }
+}
+
+/// The import directory itself.
+///
+/// # Errors
+/// It is not there, is no directory, or is closed to us.
+pub fn open_import_dir(import_dir: &Path) -> Result<OwnedFd, PullError> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, import_dir, directory, Mode::empty()).map_err(|error| {
+        let (dir, error) = (import_dir.display(), std::io::Error::from(error));
+        let message =
+            format!("the import directory {dir}: {error}; create it, or start the agent with another --import-dir");
+        PullError::new(Reason::StoreFailed, message)
+    })
 }
 
 fn plain(name: &str, file: File) -> Result<Section, PullError> {

@@ -39,11 +39,15 @@ struct Inner {
 }
 
 impl Pipeline {
-    /// A pipeline with the bounds and the import directory of `config`.
+    /// A pipeline with the bounds and the import directory of `config`. That this is not there is only said: it may come.
     ///
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(config: &Config) -> Result<Pipeline, PullError> {
+        let import = config.import_dir.as_deref().map(local::open_import_dir);
+        if let Some(Err(error)) = import {
+            tracing::warn!("path sources cannot be had: {}", error.message);
+        }
         let inner = Inner {
             http: Http::new(&config.limits, config.registries.clone())?,
             limits: config.limits.clone(),

@@ -1,6 +1,7 @@
 //! /metrics, /livez and /readyz as a probe and Prometheus meet them.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use vmlet_e2e::wait::{self, Seen};
 
 use crate::kit::{Standalone, User, admin_address, http_get};
 
-const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_one_is_live_and_ready_and_tells_its_metrics() -> Result<()> {
@@ -75,10 +76,8 @@ async fn a_running_one_is_live_and_ready_and_tells_its_metrics() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_whose_api_does_not_answer_is_live_and_says_what_it_waits_for() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    // It takes connections, as its kernel does, and never answers.
+/// An agent, its log, and its API: that takes connections, as its kernel does, and never answers.
+fn lonely_agent(dir: &Path) -> Result<(Process, PathBuf, std::net::TcpListener)> {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")?;
     let kubeconfig = serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "x",
@@ -86,9 +85,9 @@ async fn an_agent_whose_api_does_not_answer_is_live_and_says_what_it_waits_for()
         "users": [{"name": "x", "user": {}}],
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     });
-    let file = dir.path().join("kubeconfig");
+    let file = dir.join("kubeconfig");
     std::fs::write(&file, kubeconfig.to_string())?;
-    let log = dir.path().join("log");
+    let log = dir.join("log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
     command.args([
         "agent",
@@ -98,8 +97,15 @@ async fn an_agent_whose_api_does_not_answer_is_live_and_says_what_it_waits_for()
         "127.0.0.1:0",
         "--kubeconfig",
     ]);
-    command.arg(file).arg("--data-dir").arg(dir.path().join("data"));
-    let _agent = Process::spawn("vmlet agent", command, &log)?;
+    command.arg(file).arg("--data-dir").arg(dir.join("data"));
+    command.arg("--import-dir").arg(dir.join("import"));
+    Ok((Process::spawn("vmlet agent", command, &log)?, log, nobody))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_api_does_not_answer_is_live_and_says_what_it_waits_for() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_agent, log, _api) = lonely_agent(dir.path())?;
     let address = admin_address(&log).await?;
     wait::until("only the API is missing", SOON, || async {
         let (status, body) = http_get(&address, "/readyz").await?;
@@ -110,4 +116,21 @@ async fn an_agent_whose_api_does_not_answer_is_live_and_says_what_it_waits_for()
     .await?;
     ensure!(http_get(&address, "/livez").await?.0 == 200);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_directory_that_is_not_there_is_told_at_the_start_with_what_to_do() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_agent, log, _api) = lonely_agent(dir.path())?;
+    let import = dir.path().join("import");
+    let wanted = format!("the import directory {}: No such file", import.display());
+    wait::until("the warning", SOON, || async {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let line = text.lines().find(|line| line.contains(&wanted));
+        Ok(match line {
+            Some(line) if line.contains("WARN") && line.contains("another --import-dir") => Seen::Done(()),
+            _ => Seen::NotYet(text),
+        })
+    })
+    .await
 }

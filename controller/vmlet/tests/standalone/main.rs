@@ -14,6 +14,8 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use vmlet_e2e::wait::{self, Seen};
+
 use kit::{Standalone, User, kind, prerequisites};
 
 /// Writers at once while the process is killed: they share commits.
@@ -207,6 +209,31 @@ async fn main_job(user: User) -> Result<()> {
         .await?;
     let again = server.condition(&machines, "one", "Ready", "True").await?;
     ensure!(again.data["status"]["bootID"] != boot, "{:?}", again.data["status"]);
+
+    // Of all that was written to its status, only what is not the agent's is put right.
+    let address = server.admin().await?;
+    let foreign = |count: u32| {
+        let (address, line) = (address.clone(), format!("vmlet_foreign_statuses_total {count}\n"));
+        async move {
+            let (_, text) = kit::http_get(&address, "/metrics").await?;
+            ensure!(text.contains(&line), "{text}");
+            Ok(())
+        }
+    };
+    foreign(0).await?;
+    let evil = Patch::Merge(json!({"status": {"restartCount": 55, "sshHostKey": "evil"}}));
+    let evil = machines.patch_status("one", &PatchParams::default(), &evil).await?;
+    ensure!(evil.data["status"]["restartCount"] == 55, "{:?}", evil.data["status"]);
+    wait::until("the status is the agent's again", admin::SOON, || async {
+        let seen = machines.get("one").await?;
+        let own = |key: &str| seen.data["status"][key] == again.data["status"][key];
+        Ok(match own("restartCount") && own("sshHostKey") {
+            true => Seen::Done(()),
+            false => Seen::NotYet(format!("{:?}", seen.data["status"])),
+        })
+    })
+    .await?;
+    foreign(1).await?;
 
     machines.delete("one", &DeleteParams::default()).await?;
     server.gone(&machines, "one").await?;
