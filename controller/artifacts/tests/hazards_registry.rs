@@ -13,9 +13,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
 use support::raw::{file, tar};
-use support::scripted::{Image, open_with, source};
+use support::scripted::{Image, noise, open_with, source};
 use support::web::{Fault, Reply, Web};
-use support::{MANIFEST, Tar, check, debugfs, gzip, image, zstd};
+use support::{MANIFEST, check, debugfs, gzip, image, zstd};
 use vmlet_artifacts::reference::Digest;
 use vmlet_artifacts::types::*;
 
@@ -410,15 +410,7 @@ async fn h62_a_pull_that_is_killed_leaves_nothing_that_counts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_next_one_goes_on() {
     // Many times what is gathered before it is written, and hardly compressible.
-    let noise: Vec<u8> = (0..2_000_000u32)
-        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect();
-    let tars = [
-        Tar::new().file("first", 0o644, b"first\n").done(),
-        Tar::new().file("noise", 0o644, &noise).done(),
-        Tar::new().file("last", 0o644, b"last\n").done(),
-    ];
-    let whole = Image::of(&tars.map(|tar| (tar.clone(), gzip(&tar))));
+    let whole = Image::with_noise(2_000_000);
     let (large, bytes) = whole.layer(1);
     let part = bytes.len() * 3 / 4;
     let (held, body) = (large.clone(), bytes.clone());
@@ -458,7 +450,7 @@ async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_n
     assert_eq!(debugfs(&disk.path, "cat /last"), "last\n");
     let dump = dir.path().join("noise");
     debugfs(&disk.path, &format!("dump /noise {}", dump.display()));
-    assert!(std::fs::read(&dump).unwrap() == noise);
+    assert!(std::fs::read(&dump).unwrap() == noise(2_000_000));
     let asked = good.log().into_iter().filter(|request| request.path.ends_with(&large));
     let asked: Vec<_> = asked.map(|request| request.from()).collect();
     assert_eq!(asked, [Some(part)], "what came is used, and only the rest is asked for");

@@ -181,13 +181,12 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
         Err(message) => {
             let before = vm.status.clone().unwrap_or_default().conditions;
             let generation = vm.metadata.generation;
-            let status = json!({
-                "observedGeneration": generation,
-                "conditions": [
-                    condition(&before, "Scheduled", "False", "NoNode", &message, generation),
-                    condition(&before, "Ready", "False", "NoNode", &message, generation),
-                ],
-            });
+            let now =
+                ["Scheduled", "Ready"].map(|type_| condition(&before, type_, "False", "NoNode", &message, generation));
+            if before == now {
+                return Ok(Action::requeue(RETRY));
+            }
+            let status = json!({"observedGeneration": generation, "conditions": now});
             let patch = status_patch(&vm.uid().unwrap_or_default(), &status).map_err(kube::Error::SerdeError)?;
             match api
                 .patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch))

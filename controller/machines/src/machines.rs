@@ -169,11 +169,7 @@ impl Machines {
         let Some(mut seen) = self.handles().get(uid).map(|handle| handle.seen.clone()) else {
             return;
         };
-        let reached = seen.wait_for(|seen| {
-            let ended = seen.termination.as_ref().is_some_and(|end| end.run >= run);
-            let made = milestone == Milestone::Disk && seen.disk.is_some();
-            seen.run >= run && (ended || made || seen.phase != Phase::Preparing)
-        });
+        let reached = seen.wait_for(|seen| seen.has_come_to(milestone, run));
         // Later is told later, and so is a machine that is gone.
         let _ = tokio::time::timeout(patience, reached).await;
     }

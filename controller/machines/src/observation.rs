@@ -55,6 +55,15 @@ pub enum Milestone {
     Vmm,
 }
 
+impl Observation {
+    /// Whether run `run` has come to `milestone`, or has ended.
+    pub(crate) fn has_come_to(&self, milestone: Milestone, run: u64) -> bool {
+        let ended = self.termination.as_ref().is_some_and(|end| end.run >= run);
+        let made = milestone == Milestone::Disk && self.disk.is_some();
+        self.run >= run && (ended || made || self.phase != Phase::Preparing)
+    }
+}
+
 /// Where in its life a machine is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
@@ -195,4 +204,33 @@ pub struct Timing {
     pub step: String,
     /// When.
     pub at: SystemTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_prepared_has_come_to_its_disk_once_it_is_made_and_not_to_its_vmm() {
+        let mut seen = Observation {
+            run: 1,
+            phase: Phase::Preparing,
+            ..Observation::default()
+        };
+        let come_to = |seen: &Observation, run| [Milestone::Disk, Milestone::Vmm].map(|m| seen.has_come_to(m, run));
+        assert_eq!(come_to(&seen, 1), [false, false]);
+        seen.disk = Some(DiskInfo {
+            base_id: "sha256:0".to_owned(),
+            size_bytes: 1,
+            pinned: Vec::new(),
+        });
+        assert_eq!(come_to(&seen, 1), [true, false]);
+        seen.phase = Phase::Starting;
+        assert_eq!(come_to(&seen, 1), [true, true]);
+        assert_eq!(
+            come_to(&seen, 2),
+            [false, false],
+            "the run before tells nothing of the next"
+        );
+    }
 }

@@ -10,7 +10,6 @@ use crate::{Case, cases};
 pub fn cases() -> Vec<Case> {
     cases![true;
         get_prints_the_columns_of_the_kind,
-        an_image_shows_where_it_comes_from_before_anybody_resolved_it,
         get_of_nothing_says_so,
         get_of_an_absent_object_says_not_found,
         get_of_an_unknown_kind_says_so,
@@ -31,33 +30,6 @@ pub fn cases() -> Vec<Case> {
         version_and_health_answer,
         raw_paths_that_are_not_served_are_not_found,
     ]
-}
-
-/// vmlet's own columns: the reference is a union of paths, of which each Image has one.
-async fn an_image_shows_where_it_comes_from_before_anybody_resolved_it(cx: Cx) -> Result<()> {
-    cx.own_kinds().await?;
-    let sum = "0".repeat(64);
-    for (name, source) in [
-        ("a", json!({"oci": {"reference": "registry.example.org/app:1"}})),
-        (
-            "b",
-            json!({"http": {"url": "https://example.org/b.tar", "sha256": sum}}),
-        ),
-        ("c", json!({"path": {"path": "c.tar"}})),
-    ] {
-        let image = json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
-            "spec": {"source": source}});
-        cx.kubectl.ok_with(&["apply", "-f", "-"], &image.to_string()).await?;
-    }
-    let table = cx.kubectl.ok(&["get", "images.vmlet.dev"]).await?;
-    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    ensure!(rows[0] == ["NAME", "READY", "STATUS", "REFERENCE", "AGE"], "{table}");
-    let references = rows[1..].iter().map(|row| row[1]).collect::<Vec<_>>();
-    ensure!(
-        references == ["registry.example.org/app:1", "https://example.org/b.tar", "c.tar"],
-        "{table}"
-    );
-    Ok(())
 }
 
 async fn get_prints_the_columns_of_the_kind(cx: Cx) -> Result<()> {

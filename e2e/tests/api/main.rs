@@ -8,6 +8,7 @@ mod apply;
 mod core;
 mod get;
 mod life;
+mod own;
 mod rest;
 mod target;
 mod watch;
@@ -104,6 +105,7 @@ fn all() -> Vec<Case> {
         core::cases(),
         get::cases(),
         life::cases(),
+        own::cases(),
         rest::cases(),
         watch::cases(),
     ];

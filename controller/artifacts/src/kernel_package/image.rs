@@ -220,15 +220,19 @@ pub mod tests {
         .concat()
     }
 
+    /// In each compression that is known.
+    fn payloads(vmlinux: &[u8]) -> [Vec<u8>; 3] {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, vmlinux).expect("written");
+        let mut zstd = zstd::encode_all(vmlinux, 3).expect("packed");
+        zstd.extend_from_slice(&(vmlinux.len() as u32).to_le_bytes());
+        [lz4_payload(vmlinux), gzip.finish().expect("packed"), zstd]
+    }
+
     #[test]
     fn every_compression_gives_the_same_vmlinux() {
         let vmlinux = elf(18);
-        let trailer = (vmlinux.len() as u32).to_le_bytes();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        io::Write::write_all(&mut gzip, &vmlinux).expect("written");
-        let mut zstd = zstd::encode_all(vmlinux.as_slice(), 3).expect("packed");
-        zstd.extend_from_slice(&trailer);
-        for payload in [lz4_payload(&vmlinux), gzip.finish().expect("packed"), zstd] {
+        for payload in payloads(&vmlinux) {
             let (image, format) = bootable(&bzimage(&payload), MAX_IMAGE).expect("sound");
             assert_eq!((image, format), (vmlinux.clone(), Format::PvhElf));
         }
@@ -237,12 +241,7 @@ pub mod tests {
     #[test]
     fn a_kernel_has_as_many_bytes_as_it_may_in_every_compression_and_not_one_more() {
         let vmlinux = elf(18);
-        let trailer = (vmlinux.len() as u32).to_le_bytes();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        io::Write::write_all(&mut gzip, &vmlinux).expect("written");
-        let mut zstd = zstd::encode_all(vmlinux.as_slice(), 3).expect("packed");
-        zstd.extend_from_slice(&trailer);
-        for payload in [lz4_payload(&vmlinux), gzip.finish().expect("packed"), zstd] {
+        for payload in payloads(&vmlinux) {
             let (image, size) = (bzimage(&payload), vmlinux.len() as u64);
             assert_eq!(bootable(&image, size).expect("it fits").0, vmlinux);
             let error = bootable(&image, size - 1).expect_err("one byte too many");

@@ -21,6 +21,13 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": Digest::sha256(bytes).to_string(), "size": bytes.len() })
 }
 
+/// Bytes that hardly compress: so many words of four.
+pub fn noise(words: u32) -> Vec<u8> {
+    (0..words)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect()
+}
+
 impl Image {
     /// An image of these layers, compressed as they come.
     pub fn of(layers: &[(Vec<u8>, Vec<u8>)]) -> Image {
@@ -50,9 +57,12 @@ impl Image {
 
     /// Three layers, one of them large enough to be cut in many places.
     pub fn usual() -> Image {
-        let noise: Vec<u8> = (0..300_000u32)
-            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
-            .collect();
+        Image::with_noise(300_000)
+    }
+
+    /// The same, with so many words of noise in the middle one.
+    pub fn with_noise(words: u32) -> Image {
+        let noise = noise(words);
         let tars = [
             Tar::new().file("first", 0o644, b"first\n").done(),
             Tar::new().file("noise", 0o644, &noise).done(),
