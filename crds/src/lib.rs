@@ -71,6 +71,22 @@ pub fn status_patch(uid: &str, status: &impl serde::Serialize) -> Result<json_pa
     ]))
 }
 
+/// An error of the API in words for a log or a terminal: the server's own message, or what is deepest in the way to it.
+/// kube's texts are for programmers: they hold a `Status` as Rust prints it, and name layers of the client.
+pub fn in_words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Service(_) | kube::Error::HyperError(_) => {
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            format!("no answer: {cause}")
+        }
+        error => error.to_string(),
+    }
+}
+
 /// Whether an error of a [`status_patch`] says that the object is gone, or another one of its name is there.
 pub fn is_another_object(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found() || status.is_conflict() || status.is_invalid())
@@ -79,6 +95,17 @@ pub fn is_another_object(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_are_told_in_words() {
+        let status =
+            serde_json::json!({"status": "Failure", "code": 403, "message": "it is forbidden", "reason": "Forbidden"});
+        let status = serde_json::from_value(status).expect("a status");
+        assert_eq!(in_words(&kube::Error::Api(Box::new(status))), "it is forbidden");
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let silent = in_words(&kube::Error::Service(Box::new(refused)));
+        assert_eq!(silent, "no answer: connection refused");
+    }
 
     #[test]
     fn a_status_reaches_the_object_that_it_was_made_for_and_no_other() {

@@ -130,7 +130,10 @@ pub(crate) async fn run(client: Client, lost: LostNodes, shutdown: CancellationT
         .run(
             bind,
             |_, error, _| {
-                tracing::warn!(%error, "a virtual machine could not be bound; tried again");
+                tracing::warn!(
+                    error = vmlet_crds::in_words(error),
+                    "a virtual machine could not be bound; tried again"
+                );
                 Action::requeue(RETRY)
             },
             cx,

@@ -114,7 +114,10 @@ pub async fn acquire(
                 told = holder;
             }
             Ok(Some(_)) => {}
-            Err(error) => tracing::warn!(%error, "the lease cannot be looked at; tried again"),
+            Err(error) => tracing::warn!(
+                error = vmlet_crds::in_words(&error),
+                "the lease cannot be looked at; tried again"
+            ),
         }
         tokio::select! {
             () = shutdown.cancelled() => return None,
@@ -176,7 +179,10 @@ impl Leadership {
             match tokio::time::timeout(left, self.attempt()).await {
                 Ok(Ok(None)) => renewed = Instant::now(),
                 Ok(Ok(Some(holder))) => return Err(Lost(holder)),
-                Ok(Err(error)) => tracing::warn!(%error, "the lease was not renewed; tried again"),
+                Ok(Err(error)) => tracing::warn!(
+                    error = vmlet_crds::in_words(&error),
+                    "the lease was not renewed; tried again"
+                ),
                 Err(_) => {}
             }
             if renewed.elapsed() >= DEADLINE {
@@ -203,7 +209,10 @@ impl Leadership {
             .replace(&lease.name_any(), &PostParams::default(), &lease)
             .await
         {
-            tracing::debug!(%error, "the lease was not given back; it runs out by itself");
+            tracing::debug!(
+                error = vmlet_crds::in_words(&error),
+                "the lease was not given back; it runs out by itself"
+            );
         }
     }
 }

@@ -63,7 +63,10 @@ pub(crate) async fn run(client: Client, namespace: String, lost: LostNodes, shut
     loop {
         match look(&client, &namespace, &mut watchman).await {
             Ok(found) => *lost.lock().unwrap_or_else(PoisonError::into_inner) = found,
-            Err(error) => tracing::warn!(%error, "nodes cannot be judged now; tried again"),
+            Err(error) => tracing::warn!(
+                error = vmlet_crds::in_words(&error),
+                "nodes cannot be judged now; tried again"
+            ),
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -178,7 +178,7 @@ pub(crate) async fn run<K: Sourced>(
 }
 
 fn error_policy<K: Sourced>(object: Arc<K>, error: &kube::Error, _: Arc<Context<K>>) -> Action {
-    tracing::warn!(object = %object.name_any(), kind = K::INTEREST, %error, "could not be resolved yet; tried again");
+    tracing::warn!(object = %object.name_any(), kind = K::INTEREST, error = vmlet_crds::in_words(error), "could not be resolved yet; tried again");
     Action::requeue(Duration::from_secs(5))
 }
 

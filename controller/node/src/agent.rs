@@ -316,7 +316,10 @@ impl Agent {
                 }
                 Err(error) if !told => {
                     told = true;
-                    tracing::warn!(%error, "the API does not answer; machines run on, and the agent waits for it");
+                    tracing::warn!(
+                        error = vmlet_crds::in_words(&error),
+                        "the API does not answer; machines run on, and the agent waits for it"
+                    );
                 }
                 Err(_) => {}
             }
@@ -371,10 +374,10 @@ async fn beat(cx: Arc<Context>, facts: NodeFacts, back: mpsc::Sender<()>, shutdo
                 }
                 last = tokio::time::Instant::now();
             }
-            Err(error) => tracing::warn!(%error, "heartbeat was not written"),
+            Err(error) => tracing::warn!(error = vmlet_crds::in_words(&error), "heartbeat was not written"),
         }
         if let Err(error) = vmnode::pull_eagerly(&cx, &facts).await {
-            tracing::warn!(%error, "eager images could not be listed");
+            tracing::warn!(error = vmlet_crds::in_words(&error), "eager images could not be listed");
         }
     }
 }

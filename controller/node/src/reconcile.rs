@@ -72,7 +72,7 @@ pub struct Context {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API refused or did not answer.
-    #[error("{0}")]
+    #[error("{}", vmlet_crds::in_words(.0))]
     Api(#[from] kube::Error),
     /// The agent's own record could not be written.
     #[error("record of the virtual machine: {0}")]
@@ -566,6 +566,6 @@ pub async fn record(cx: &Context, event: &Event, about: &ObjectReference) {
     let recorder = Recorder::new(cx.client.clone(), cx.reporter.clone());
     // An event that is lost (a namespace that goes away refuses it) harms nothing.
     if let Err(error) = recorder.publish(event, about).await {
-        tracing::debug!(about = ?about.name, reason = %event.reason, %error, "event was not published");
+        tracing::debug!(about = ?about.name, reason = %event.reason, error = vmlet_crds::in_words(&error), "event was not published");
     }
 }

@@ -310,11 +310,11 @@ pub struct KernelPackage {
 /// Which VM.
 #[derive(Clone, Debug, Args)]
 pub struct VmArgs {
-    /// Name of the VirtualMachine.
+    /// Name of the VirtualMachine; `vm/NAME`, as kubectl prints it, will do.
     pub vm: String,
-    /// Its namespace.
-    #[arg(long, short, default_value = "default")]
-    pub namespace: String,
+    /// Its namespace. Defaults to that of the kubeconfig's context.
+    #[arg(long, short)]
+    pub namespace: Option<String>,
     /// Which API.
     #[command(flatten)]
     pub api: ApiArgs,

@@ -42,7 +42,7 @@ enum End {
 /// Connects the standard input and output with the console.
 pub async fn console(args: Console) -> Result<ExitCode> {
     let vm = vm::get(&args.vm).await?;
-    let name = args.vm.vm.clone();
+    let name = vm.name_any();
     let uid = vm.uid().unwrap_or_default();
     let terminal = Terminal::open(&args.data_dir.join("machines"), &uid)
         .map_err(|error| anyhow!("\"{name}\" has no console here: {}", explained(&args, &vm, error)))?;
@@ -70,7 +70,8 @@ fn explained(args: &Console, vm: &VirtualMachine, error: TerminalError) -> Strin
         },
         TerminalError::StartedByOlder => format!(
             "{error}. To restart it: kubectl patch vm {} -n {} --type=merge -p '{{\"spec\":{{\"restartedAt\":\"'$(date -u +%FT%TZ)'\"}}}}'",
-            args.vm.vm, args.vm.namespace
+            vm.name_any(),
+            vm.namespace().unwrap_or_default()
         ),
         TerminalError::Io { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             format!("{error} (the data directory belongs to the agent's user: run this as that user)")

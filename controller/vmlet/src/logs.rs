@@ -21,7 +21,7 @@ const MOST: u64 = 16 << 20;
 /// Prints the console log.
 pub async fn logs(args: Logs) -> Result<()> {
     let vm = vm::get(&args.vm).await?;
-    let name = &args.vm.vm;
+    let name = vm.name_any();
     let uid = vm.uid().unwrap_or_default();
     let machines = args.data_dir.join("machines");
     let Some(files) = vmlet_machines::console_files(&machines, &uid) else {

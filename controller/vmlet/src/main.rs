@@ -4,7 +4,7 @@ mod admin;
 mod check;
 mod cli;
 mod console;
-mod heap;
+mod footprint;
 mod image;
 mod kernel;
 mod logs;

@@ -174,7 +174,7 @@ pub async fn run_agent(
 /// `vmlet agent`.
 pub async fn agent(args: cli::Agent, shutdown: CancellationToken) -> Result<()> {
     let admin = Admin::start(args.node.admin_listen, &shutdown).await?;
-    let client = crate::setup::client(&args.api).await?;
+    let client = crate::setup::client(crate::setup::config(&args.api).await?)?;
     let node = open(&args.node, &admin).await?;
     run_agent(
         client,
@@ -193,7 +193,7 @@ pub async fn agent(args: cli::Agent, shutdown: CancellationToken) -> Result<()> 
 /// `vmlet controller`.
 pub async fn controller(args: cli::Controller, shutdown: CancellationToken) -> Result<()> {
     let registries = crate::registries::open(&args.registries)?;
-    let client = crate::setup::client(&args.api).await?;
+    let client = crate::setup::client(crate::setup::config(&args.api).await?)?;
     let dir = args.data_dir.join("controller");
     let _lock = lock(&dir)?;
     let (artifacts, [_, images, kernels]) = open_artifacts(&dir, None, 1, Limits::default(), registries).await?;

@@ -9,19 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{ApiArgs, Cli, Command, Image, Kernel, LogFormat};
-use crate::{heap, output};
+use crate::{footprint, output};
 
 /// How long the API may take until it begins to answer.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    heap::bound();
+    footprint::bound();
     // The agent's files are root's alone; what others may read gets its mode explicitly.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?} is not a log filter", cli.log))?;
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(&cli.log)?)
         .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => logs
@@ -39,7 +38,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         .context("the async runtime")?;
     runtime.block_on(async {
         if let Command::Standalone(_) | Command::Agent(_) | Command::Controller(_) = &cli.command {
-            tokio::spawn(heap::give_back());
+            tokio::spawn(footprint::give_back());
         }
         match cli.command {
             Command::Standalone(args) => crate::standalone::run(args, stop_signal()?)
@@ -109,8 +108,16 @@ fn stop_signal() -> Result<CancellationToken> {
     Ok(token)
 }
 
-/// A client for the API that the command line names.
-pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
+/// What to log. What a library says of an error that we get and tell ourselves is left out, unless it is asked for.
+fn log_filter(wanted: &str) -> Result<EnvFilter> {
+    const TOLD_ANYWAY: &str = "kube_client::client::builder=off,rustls_platform_verifier=off";
+    EnvFilter::try_new(wanted)
+        .and_then(|_| EnvFilter::try_new(format!("{TOLD_ANYWAY},{wanted}")))
+        .with_context(|| format!("--log {wanted:?} is not a log filter"))
+}
+
+/// The way to the API that the command line names.
+pub async fn config(args: &ApiArgs) -> Result<kube::Config> {
     let mut config = match &args.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
@@ -129,6 +136,11 @@ pub async fn client(args: &ApiArgs) -> Result<kube::Client> {
     // Every loop here retries by itself, with a back-off and a word in the log; the client's own policy
     // would sit on a request for as long as 15 tries and 1000 s take, with nothing to be seen.
     config.default_retry = false;
+    Ok(config)
+}
+
+/// A client for the API.
+pub fn client(config: kube::Config) -> Result<kube::Client> {
     let builder = kube::client::ClientBuilder::try_from(config).context("client for the Kubernetes API")?;
     // Until the answer begins: watches go on for as long as they like.
     Ok(builder

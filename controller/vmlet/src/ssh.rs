@@ -34,7 +34,7 @@ pub async fn ssh(args: Ssh) -> Result<ExitCode> {
         None => {
             eprintln!(
                 "vmlet: the status of \"{}\" has no host key, because it was started without ssh keys or by an older agent: ssh remembers the first key that it sees",
-                args.vm.vm
+                vm.name_any()
             );
             command.arg("-o").arg("StrictHostKeyChecking=accept-new");
             None

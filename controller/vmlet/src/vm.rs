@@ -7,20 +7,51 @@ use kube::Api;
 use vmlet_crds::VirtualMachine;
 
 use crate::cli::VmArgs;
+use crate::setup;
 
 /// The object that the command line names.
 ///
 /// # Errors
 /// There is none, or the API does not answer.
 pub async fn get(args: &VmArgs) -> Result<VirtualMachine> {
-    let client = crate::setup::client(&args.api).await?;
-    let api: Api<VirtualMachine> = Api::namespaced(client, &args.namespace);
-    match api.get_opt(&args.vm).await? {
-        Some(vm) => Ok(vm),
-        None => bail!(
-            "there is no virtual machine \"{}\" in namespace \"{}\"",
-            args.vm,
-            args.namespace
+    let config = setup::config(&args.api).await?;
+    let server = config.cluster_url.clone();
+    let namespace = args.namespace.as_ref().unwrap_or(&config.default_namespace).clone();
+    let api: Api<VirtualMachine> = Api::namespaced(setup::client(config)?, &namespace);
+    let name = name(&args.vm)?;
+    match api.get_opt(name).await {
+        Ok(Some(vm)) => Ok(vm),
+        Ok(None) => bail!("there is no virtual machine \"{name}\" in namespace \"{namespace}\""),
+        Err(error) => bail!("the API at {server} {}", refusal(&error)),
+    }
+}
+
+/// The name in `NAME` or, as kubectl prints and takes it, `KIND/NAME`.
+fn name(argument: &str) -> Result<&str> {
+    let Some((kind, name)) = argument.split_once('/') else {
+        return Ok(argument);
+    };
+    match kind.strip_suffix(".vmlet.dev").unwrap_or(kind) {
+        "vm" | "vlvm" | "virtualmachine" | "virtualmachines" if !name.contains('/') => Ok(name),
+        _ => bail!("\"{argument}\" names no virtual machine: give its name, or vm/NAME"),
+    }
+}
+
+/// What an API did instead of giving a VM, and what to do.
+fn refusal(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 401 => {
+            "does not know the login in the kubeconfig: give that of the right API with --kubeconfig or KUBECONFIG"
+                .to_owned()
+        }
+        kube::Error::Api(status) if status.code == 404 => {
+            "knows no virtual machines (virtualmachines.vmlet.dev): give the kubeconfig of one with vmlet in it"
+                .to_owned()
+        }
+        kube::Error::Api(status) => format!("refused: {}", status.message),
+        error => format!(
+            "gave {}. Is its server running, and is this the right kubeconfig?",
+            vmlet_crds::in_words(error)
         ),
     }
 }
@@ -93,6 +124,33 @@ pub mod tests {
             assert_eq!(not_running(&vm(&[["Running", status, "", ""]])), None);
         }
         assert!(not_running(&vm(&[])).is_some());
+    }
+
+    #[test]
+    fn a_machine_is_named_by_its_name_or_as_kubectl_does() {
+        for argument in ["web", "vm/web", "virtualmachine.vmlet.dev/web", "virtualmachines/web"] {
+            assert_eq!(name(argument).expect(argument), "web");
+        }
+        for argument in ["image/web", "vm/web/status", "/web"] {
+            let refused = name(argument).expect_err(argument).to_string();
+            assert!(refused.contains(argument) && refused.contains("vm/NAME"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_api_that_gives_no_machine_says_why_in_a_line_and_what_to_do() {
+        let api = |code: u16, message: &str| {
+            let status = serde_json::json!({"status": "Failure", "code": code, "message": message, "reason": "x"});
+            let status = serde_json::from_value(status).expect("a status");
+            refusal(&kube::Error::Api(Box::new(status)))
+        };
+        assert!(api(401, "Unauthorized").contains("--kubeconfig"));
+        assert!(api(404, "404 page not found").contains("virtualmachines.vmlet.dev"));
+        let forbidden = api(403, "virtualmachines.vmlet.dev \"web\" is forbidden");
+        assert_eq!(forbidden, "refused: virtualmachines.vmlet.dev \"web\" is forbidden");
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let silent = refusal(&kube::Error::Service(Box::new(refused)));
+        assert!(silent.starts_with("gave no answer: connection refused. "), "{silent}");
     }
 
     #[test]

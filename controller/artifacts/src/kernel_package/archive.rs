@@ -13,6 +13,13 @@ const MAX_MEMBERS: usize = 16;
 
 /// Reads the kernel in a package.
 pub fn read_deb(path: &Path, spool: &Path) -> io::Result<Kernel> {
+    read_members(path, spool).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => bad("it ends too early to be a Debian package: was its download cut off?"),
+        _ => error,
+    })
+}
+
+fn read_members(path: &Path, spool: &Path) -> io::Result<Kernel> {
     let mut file = BufReader::new(File::open(path)?);
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;

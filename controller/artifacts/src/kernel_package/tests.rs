@@ -167,7 +167,15 @@ fn a_source_that_is_no_kernel_publishes_nothing() {
     }
     deb(&file, &super::tests::files());
     let whole = fs::read(&file).expect("there");
-    fs::write(&file, &whole[..whole.len() * 2 / 3]).expect("cut");
-    package(&Source::Deb(file), &out).expect_err("cut short");
+    for length in [0, 5, 100, whole.len() / 2, whole.len() * 2 / 3] {
+        fs::write(&file, &whole[..length]).expect("cut");
+        let error = package(&Source::Deb(file.clone()), &out).expect_err("cut short");
+        let told = error.to_string();
+        assert!(
+            told.contains("Debian package"),
+            "{length} of {} bytes: {told}",
+            whole.len()
+        );
+    }
     assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1, "only the package");
 }
