@@ -60,33 +60,44 @@ pub type About = (Kind, String, String);
 
 /// What is known now, shared by the watch and the resolvers.
 #[derive(Clone, Default)]
-pub struct Findings(Arc<Mutex<BTreeMap<String, BTreeMap<About, Finding>>>>);
+pub struct Findings(Arc<Mutex<Known>>);
+
+/// By the VM's uid, and the object that it speaks of.
+type Known = BTreeMap<String, BTreeMap<About, Finding>>;
 
 impl Findings {
     /// What VMs say of an object; something wrong before all else, and always the same one of several.
     pub fn about(&self, about: &About) -> Option<Finding> {
-        let known = self.known();
-        let all = known.values().filter_map(|of_vm| of_vm.get(about));
-        // `Present` sorts first.
-        let wrong = all.clone().filter(|f| matches!(f, Finding::Wrong { .. })).min();
-        wrong.or_else(|| all.min()).cloned()
+        of_all(&self.known(), about).cloned()
     }
 
-    /// Takes in what a VM says now; answers with the objects of which that is news.
+    /// Takes in what a VM says now; answers with the objects of which that is news: not what others said before it.
     fn set(&self, uid: &str, says: BTreeMap<About, Finding>) -> BTreeSet<About> {
         let mut known = self.known();
-        let before = known.remove(uid).unwrap_or_default();
-        let keys = before.keys().chain(says.keys()).cloned().collect::<BTreeSet<About>>();
-        let news = keys.into_iter().filter(|k| before.get(k) != says.get(k)).collect();
-        if !says.is_empty() {
+        let before = known.get(uid).into_iter().flat_map(BTreeMap::keys);
+        let objects: BTreeSet<About> = before.chain(says.keys()).cloned().collect();
+        let was: Vec<_> = objects.iter().map(|about| of_all(&known, about).cloned()).collect();
+        if says.is_empty() {
+            known.remove(uid);
+        } else {
             known.insert(uid.to_owned(), says);
         }
-        news
+        let news = objects.into_iter().zip(was);
+        news.filter(|(about, was)| of_all(&known, about) != was.as_ref())
+            .map(|(about, _)| about)
+            .collect()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, BTreeMap<About, Finding>>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn of_all<'a>(known: &'a Known, about: &About) -> Option<&'a Finding> {
+    let all = known.values().filter_map(|of_vm| of_vm.get(about));
+    // `Present` sorts first.
+    let wrong = all.clone().filter(|f| matches!(f, Finding::Wrong { .. })).min();
+    wrong.or_else(|| all.min())
 }
 
 /// What the conditions of a VM say of its image and its kernel.
@@ -269,17 +280,23 @@ mod tests {
         assert_eq!(findings.about(&about(Kind::Image, "other")), None);
 
         let good = vm(&[("KernelReady", "True", "Present")], Some("k"));
-        findings.set("v", findings_of(&client, &good).await);
-        assert_eq!(
-            findings.about(&kernel),
-            Some(wrong("MissingFile")),
+        assert!(
+            findings.set("v", findings_of(&client, &good).await).is_empty(),
             "what is wrong comes first"
         );
+        assert_eq!(findings.about(&kernel), Some(wrong("MissingFile")));
         assert_eq!(
             findings.set("u", BTreeMap::new()),
             BTreeSet::from([image, kernel.clone()])
         );
         assert_eq!(findings.about(&kernel), Some(Finding::Present { node: "n".into() }));
+        let another = findings_of(&client, &good).await;
+        assert!(findings.set("w", another).is_empty(), "the second one that says so");
+        assert!(
+            findings.set("v", BTreeMap::new()).is_empty(),
+            "the other one says so still"
+        );
+        assert_eq!(findings.set("w", BTreeMap::new()), BTreeSet::from([kernel]));
     }
 
     #[tokio::test]

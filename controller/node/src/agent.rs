@@ -5,20 +5,23 @@
 //! changed; both are merged into the controller's own queue.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Config as ControllerConfig;
 use kube::runtime::events::Reporter;
 use kube::runtime::predicates::{finalizers, generation};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::Config as WatchConfig;
 use kube::runtime::{Controller, Predicate, WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,8 +36,9 @@ use crate::own_writes::OwnWrites;
 use crate::reconcile::{Context, FIELD_MANAGER, error_policy, reconcile};
 use crate::{housekeeping, identity, orphans, vmnode};
 
-/// Most reconciles at once. Each makes a handful of API calls; more would only queue at the server.
-pub const CONCURRENCY: u16 = 8;
+/// Most reconciles at once. Each makes a handful of API calls, and may wait a moment for a VMM; more would only queue at
+/// the server.
+pub const CONCURRENCY: u16 = 16;
 /// Wake-ups by secrets that may be on their way at once; who sends them waits beyond that.
 const SECRET_WAKES: usize = 64;
 /// Wake-ups by a status of somebody else that may be on their way at once; the watch waits beyond that.
@@ -121,6 +125,8 @@ pub enum AgentError {
 pub struct Agent {
     config: AgentConfig,
     cx: Arc<Context>,
+    images: Writer<Image>,
+    kernels: Writer<Kernel>,
     secret_wakes: mpsc::Receiver<String>,
 }
 
@@ -146,6 +152,8 @@ impl Agent {
             instance: Some(config.node.clone()),
         };
         let (secret_wake, secret_wakes) = mpsc::channel(SECRET_WAKES);
+        let (images, image_writer) = reflector::store();
+        let (kernels, kernel_writer) = reflector::store();
         let cx = Context {
             reporter,
             node_object: Mutex::new(None),
@@ -153,6 +161,8 @@ impl Agent {
             failures: Mutex::new(HashMap::new()),
             dereferencer: Dereferencer {
                 client: client.clone(),
+                images,
+                kernels,
                 artifacts,
                 secrets: SecretWaits::new(client.clone(), secret_wake),
             },
@@ -168,6 +178,8 @@ impl Agent {
         Ok(Self {
             config,
             cx: Arc::new(cx),
+            images: image_writer,
+            kernels: kernel_writer,
             secret_wakes,
         })
     }
@@ -230,33 +242,24 @@ impl Agent {
             async move { found }
         });
         let (back, returned) = mpsc::channel(1);
-        let images = reader.clone();
-        let kernels = reader.clone();
+        let (of_images, of_kernels) = (reader.clone(), reader.clone());
         let known = housekeeping::Known {
             vms: reader.clone(),
             listed,
         };
         let controller = Controller::for_stream(stream, reader)
             .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
-            .watches(
-                Api::<Image>::all(self.cx.client.clone()),
-                WatchConfig::default(),
-                move |image| {
-                    dependants(&images, &image.namespace().unwrap_or_default(), |vm| {
-                        vm.spec.image_ref.name == image.name_any()
-                    })
-                },
-            )
-            .watches(
-                Api::<Kernel>::all(self.cx.client.clone()),
-                WatchConfig::default(),
-                move |kernel| {
-                    // A VM without a kernelRef may use this kernel through its image.
-                    dependants(&kernels, &kernel.namespace().unwrap_or_default(), |vm| {
-                        vm.spec.kernel_ref.as_ref().is_none_or(|r| r.name == kernel.name_any())
-                    })
-                },
-            )
+            .watches_stream(remembered(&self.cx.client, self.images), move |image: Image| {
+                dependants(&of_images, &image.namespace().unwrap_or_default(), |vm| {
+                    vm.spec.image_ref.name == image.name_any()
+                })
+            })
+            .watches_stream(remembered(&self.cx.client, self.kernels), move |kernel: Kernel| {
+                // A VM without a kernelRef may use this kernel through its image.
+                dependants(&of_kernels, &kernel.namespace().unwrap_or_default(), |vm| {
+                    vm.spec.kernel_ref.as_ref().is_none_or(|r| r.name == kernel.name_any())
+                })
+            })
             .reconcile_on(wakes)
             .reconcile_all_on(ReceiverStream::new(returned))
             .graceful_shutdown_on(shutdown.clone().cancelled_owned())
@@ -338,6 +341,17 @@ fn foreign(vm: Option<&VirtualMachine>, cx: &Context) -> Option<String> {
     cx.metrics.foreign_status();
     tracing::warn!(%namespace, %name, "somebody else wrote the status of this virtual machine; it is put right");
     vm.uid()
+}
+
+/// All objects of a kind as they change or go, each after the store knows it.
+fn remembered<K>(client: &Client, store: Writer<K>) -> impl Stream<Item = watcher::Result<K>> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), WatchConfig::default())
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .reflect(store)
+        .touched_objects()
 }
 
 fn dependants(

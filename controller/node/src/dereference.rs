@@ -1,11 +1,15 @@
 //! What a VM refers to: its image, its kernel, its keys. The only stage that reads them.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{Api, Client, ResourceExt};
+use kube::runtime::reflector::{self, Store};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use vmlet_artifacts::docker_config;
 use vmlet_artifacts::error::Reason;
 use vmlet_artifacts::facade::Artifacts;
@@ -114,14 +118,70 @@ impl<T> Artifact<T> {
     }
 }
 
+/// What a VM's machine is made of, as far as it is here.
+pub struct Found {
+    /// Its Image, if that exists.
+    pub object: Option<Image>,
+    /// The base of its disk.
+    pub image: Artifact<ImageDisk>,
+    /// Its kernel.
+    pub kernel: Artifact<KernelFiles>,
+    /// What the Kernel adds to the kernel's command line.
+    pub default_args: Vec<String>,
+}
+
+/// What a VM was started with.
+#[derive(Clone, Copy)]
+pub struct Pinned<'a> {
+    /// The base of a disk that exists and stays.
+    pub image: Option<&'a Pin>,
+    /// The kernel.
+    pub kernel: Option<&'a Pin>,
+    /// It runs: the kernel is the one that it was started with, and no other.
+    pub runs: bool,
+}
+
 /// Reads what VMs refer to.
 pub struct Dereferencer {
     /// The API.
     pub client: Client,
+    /// The Images that the watch has told of.
+    pub images: Store<Image>,
+    /// The Kernels that the watch has told of.
+    pub kernels: Store<Kernel>,
     /// The artefacts of this node.
     pub artifacts: Artifacts,
     /// Wakes VMs, by uid, that a secret holds up.
     pub secrets: SecretWaits,
+}
+
+/// How much it matters that an object is read as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// As the watch told it last; asked for if the watch has told nothing. A change wakes who depends on it.
+    Seen,
+    /// As it is now: who starts a machine keeps to it for as long as that runs.
+    Live,
+}
+
+async fn read<K>(
+    client: &Client,
+    seen: &Store<K>,
+    namespace: &str,
+    name: &str,
+    reading: Reading,
+) -> kube::Result<Option<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + 'static,
+{
+    let known = match reading {
+        Reading::Seen => seen.get(&reflector::ObjectRef::new(name).within(namespace)),
+        Reading::Live => None,
+    };
+    match known {
+        Some(object) => Ok(Some(object.as_ref().clone())),
+        None => Api::namespaced(client.clone(), namespace).get_opt(name).await,
+    }
 }
 
 /// Credentials, and the secrets that they are from.
@@ -136,22 +196,35 @@ pub fn interest(uid: &str) -> Interest {
 }
 
 impl Dereferencer {
-    /// The Image that a VM names, if it exists.
+    /// Image and kernel of a VM, which are asked for where they are not here.
     ///
     /// # Errors
     /// When the API does not answer.
-    pub async fn image_object(&self, vm: &VirtualMachine) -> kube::Result<Option<Image>> {
+    pub async fn find(
+        &self,
+        vm: &VirtualMachine,
+        uid: &str,
+        pinned: Pinned<'_>,
+        reading: Reading,
+    ) -> kube::Result<Found> {
         let namespace = vm.namespace().unwrap_or_default();
-        Api::<Image>::namespaced(self.client.clone(), &namespace)
-            .get_opt(&vm.spec.image_ref.name)
-            .await
+        let object = read(&self.client, &self.images, &namespace, &vm.spec.image_ref.name, reading).await?;
+        // At once, each waiting for the disk on its own; and to the end, so that no pin is left half made.
+        let (image, kernel) = tokio::join!(
+            self.image(vm, uid, object.as_ref(), pinned.image),
+            self.kernel(vm, uid, object.as_ref(), pinned, reading),
+        );
+        let (image, (kernel, default_args)) = (image?, kernel?);
+        Ok(Found {
+            object,
+            image,
+            kernel,
+            default_args,
+        })
     }
 
     /// The base of a VM's disk: what is pinned, or else what its Image says now.
-    ///
-    /// # Errors
-    /// When the API does not answer.
-    pub async fn image(
+    async fn image(
         &self,
         vm: &VirtualMachine,
         uid: &str,
@@ -212,18 +285,16 @@ impl Dereferencer {
     }
 
     /// The kernel of a VM. For a start: what its Kernel says now, or what is pinned when that is gone.
-    /// For a machine that runs (`pinned_only`): what it was started with.
-    ///
-    /// # Errors
-    /// When the API does not answer.
-    pub async fn kernel(
+    /// For a machine that runs: what it was started with.
+    async fn kernel(
         &self,
         vm: &VirtualMachine,
         uid: &str,
         image: Option<&Image>,
-        pinned: Option<&Pin>,
-        pinned_only: bool,
+        pinned: Pinned<'_>,
+        reading: Reading,
     ) -> kube::Result<(Artifact<KernelFiles>, Vec<String>)> {
+        let (pinned, pinned_only) = (pinned.kernel, pinned.runs);
         let namespace = vm.namespace().unwrap_or_default();
         let reference = vm
             .spec
@@ -256,9 +327,7 @@ impl Dereferencer {
             }
         };
         let what = format!("kernel \"{name}\"");
-        let object = Api::<Kernel>::namespaced(self.client.clone(), &namespace)
-            .get_opt(&name)
-            .await?;
+        let object = read(&self.client, &self.kernels, &namespace, &name, reading).await?;
         let usable_pin = pinned.filter(|pin| pin.name == name);
         let current = object.as_ref().map(|kernel| {
             let source = source(&kernel.spec.source);

@@ -18,7 +18,7 @@ use vmlet_crds::{FINALIZER, VirtualMachine, VirtualMachineStatus, is_another_obj
 use vmlet_machines::{Goal, Machines, Observation, Phase};
 
 use crate::agent::NodeCondition;
-use crate::dereference::{Dereferencer, Part, interest};
+use crate::dereference::{Dereferencer, Part, Pinned, Reading, interest};
 use crate::guest::{Parts, fingerprint, machine_spec};
 use crate::life::{Cause, Decision, End, Life, Situation, decide, failures_after};
 use crate::memory::{Memory, Records};
@@ -213,21 +213,26 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
             let declared = decision == (Decision::Start { declared: true });
             let ephemeral = vm.spec.root_disk.persistence == vmlet_crds::Persistence::Ephemeral;
             let has_disk = before.as_ref().is_some_and(|o| o.disk.is_some());
-            let image_pin = record.image.as_ref().filter(|_| has_disk && !(ephemeral && declared));
+            let pinned = Pinned {
+                image: record.image.as_ref().filter(|_| has_disk && !(ephemeral && declared)),
+                kernel: record.kernel.as_ref(),
+                runs: !starting,
+            };
             let parts = &cx.dereferencer;
-            let object = parts.image_object(vm).await?;
-            // At once, each waiting for the disk on its own; and to the end, so that no pin is left half made.
-            let (found_image, found_kernel, keys) = tokio::join!(
-                parts.image(vm, uid, object.as_ref(), image_pin),
-                parts.kernel(vm, uid, object.as_ref(), record.kernel.as_ref(), !starting),
+            let (found, keys) = tokio::join!(
+                parts.find(vm, uid, pinned, Reading::Seen),
                 parts.authorized_keys(vm, uid),
             );
-            let (found_image, (found_kernel, default_args)) = (found_image?, found_kernel?);
+            let mut found = found?;
             match keys? {
                 Ok(keys) => keys_known = Some(keys),
                 Err(problem) => disk_problem = Some(problem),
             }
-            if let (Some(disk), Some(files), Some(keys)) = (&found_image.ready, &found_kernel.ready, &keys_known) {
+            if starting && found.image.ready.is_some() && found.kernel.ready.is_some() {
+                // What the watch told may be older than what was asked for last.
+                found = parts.find(vm, uid, pinned, Reading::Live).await?;
+            }
+            if let (Some(disk), Some(files), Some(keys)) = (&found.image.ready, &found.kernel.ready, &keys_known) {
                 if memory.record.host_key_seed.is_empty() {
                     memory.record.host_key_seed = hostkey::new_seed().unwrap_or_default();
                 }
@@ -236,7 +241,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                     uid,
                     image: disk,
                     kernel: files,
-                    kernel_default_args: &default_args,
+                    kernel_default_args: &found.default_args,
                     keys,
                     host_key_seed: &memory.record.host_key_seed,
                     reset_disk: declared,
@@ -250,8 +255,8 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                             let record = &mut memory.record;
                             record.namespace = vm.namespace().unwrap_or_default();
                             record.name = vm.name_any();
-                            record.image = found_image.pin.or_else(|| record.image.take());
-                            record.kernel = found_kernel.pin;
+                            record.image = found.image.pin.or_else(|| record.image.take());
+                            record.kernel = found.kernel.pin;
                             record.fingerprint = fingerprint(&vm.spec, keys);
                             let files = vm.spec.guest.files.iter().map(|file| file.path.as_str());
                             let public = hostkey::public(&record.host_key_seed, files);
@@ -282,10 +287,10 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                 .spec
                 .kernel_ref
                 .as_ref()
-                .or_else(|| object.as_ref().and_then(|image| image.spec.kernel_ref.as_ref()))
+                .or_else(|| found.object.as_ref().and_then(|image| image.spec.kernel_ref.as_ref()))
                 .map(|reference| reference.name.clone());
-            image = found_image.part;
-            kernel = found_kernel.part;
+            image = found.image.part;
+            kernel = found.kernel.part;
             let here = |part: &Part| matches!(part, Part::Ready { .. });
             if here(&image) && here(&kernel) && keys_known.is_some() {
                 let of_keys = &vm.spec.guest.ssh_key_secret_refs;

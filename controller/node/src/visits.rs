@@ -5,8 +5,9 @@ mod orphans;
 mod watched;
 pub(crate) mod world;
 
+use vmlet_artifacts::error::Reason;
 use vmlet_crds::VirtualMachineStatus;
-use world::{IMAGE, VM, World};
+use world::{IMAGE, VM, World, condition};
 
 #[tokio::test]
 async fn image_and_kernel_are_told_apart_and_no_event_swallows_another() {
@@ -122,4 +123,39 @@ async fn an_old_copy_of_a_vm_hides_no_status_and_what_stands_is_not_written_agai
     world.visit("a").await.expect("visits");
     let requests = world.api.requests();
     assert!(!requests.iter().any(|r| r.starts_with("PATCH")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_machine_starts_with_what_its_image_says_now_whatever_the_watch_told_last() {
+    let mut world = World::new().await;
+    let now = world.api.get(&format!("{IMAGE}/i")).expect("there");
+    let mut older = now.clone();
+    older["spec"]["source"]["oci"]["reference"] = serde_json::json!("r/older:1");
+    world.api.put(&format!("{IMAGE}/i"), older);
+    world.watch();
+    world.api.put(&format!("{IMAGE}/i"), now);
+    world.declare("a");
+    world.until("a", |s| condition(s, "Ready").1 == "BackOff").await;
+    let record = world.cx.records.load(&world.uid("a")).expect("it was to be started");
+    let image = record.image.expect("with an image");
+    assert_eq!(image.source.to_string(), "r/i:1");
+    let jobs = world.script.jobs();
+    assert!(
+        jobs.contains(&"r/older:1".to_owned()),
+        "what the watch told was not read: {jobs:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_waits_asks_the_api_for_nothing_that_the_watch_has_told() {
+    let mut world = World::new().await;
+    world.script.fail("r/i:1", Reason::Unavailable, "no registry");
+    world.watch();
+    world.declare("a");
+    world
+        .until("a", |s| condition(s, "ImageReady").1 == "Unavailable")
+        .await;
+    let asked: Vec<String> = world.api.requests();
+    let asked = asked.iter().filter(|r| r.starts_with("GET")).collect::<Vec<_>>();
+    assert!(asked.is_empty(), "{asked:?}");
 }

@@ -9,13 +9,15 @@ use futures::future::BoxFuture;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Reporter;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::{reflector, watcher};
 use serde_json::json;
 use tokio::sync::mpsc;
 use vmlet_artifacts::error::{PullError, Reason};
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pulls::work::{BuiltImage, BuiltKernel, Job, Output, Work, WorkContext};
 use vmlet_artifacts::types::{BootFormat, Config, ImageConfig, Interest, Resolved};
-use vmlet_crds::{SecretWaits, VirtualMachine, VirtualMachineStatus};
+use vmlet_crds::{Image, Kernel, SecretWaits, VirtualMachine, VirtualMachineStatus};
 use vmlet_machines::Machines;
 
 use crate::dereference::Dereferencer;
@@ -116,6 +118,8 @@ pub struct World {
     pub wakes: (mpsc::Receiver<Interest>, mpsc::Receiver<String>),
     /// Uids that a secret was in the way of, once it changed.
     pub secret_wakes: mpsc::Receiver<String>,
+    /// What the watches on images and kernels have told.
+    watched: (Writer<Image>, Writer<Kernel>),
     pub dir: tempfile::TempDir,
 }
 
@@ -133,6 +137,7 @@ impl World {
         let (artifact_wake, artifact_wakes) = mpsc::channel(64);
         let (machine_wake, machine_wakes) = mpsc::channel(64);
         let (secret_wake, secret_wakes) = mpsc::channel(64);
+        let ((images, image_watch), (kernels, kernel_watch)) = (reflector::store(), reflector::store());
         let mut config = Config::new(dir.path().join("artifacts"));
         config.platform = "linux/amd64".to_owned();
         let artifacts = Artifacts::open_with(&config, Arc::new(script.clone()), artifact_wake)
@@ -149,6 +154,8 @@ impl World {
             node: "n".to_owned(),
             dereferencer: Dereferencer {
                 client: api.client(),
+                images,
+                kernels,
                 artifacts,
                 secrets: SecretWaits::new(api.client(), secret_wake),
             },
@@ -184,8 +191,18 @@ impl World {
             script,
             wakes: (artifact_wakes, machine_wakes),
             secret_wakes,
+            watched: (image_watch, kernel_watch),
             dir,
         }
+    }
+
+    /// The watches tell of image `i` and kernel `k` as the API has them now.
+    pub fn watch(&mut self) {
+        let object = |path: String| self.api.get(&path).expect("there");
+        let image = serde_json::from_value(object(format!("{IMAGE}/i"))).expect("an Image");
+        let kernel = serde_json::from_value(object(format!("{KERNEL}/k"))).expect("a Kernel");
+        self.watched.0.apply_watcher_event(&watcher::Event::Apply(image));
+        self.watched.1.apply_watcher_event(&watcher::Event::Apply(kernel));
     }
 
     /// Declares a VM of image `i` and kernel `k`.
