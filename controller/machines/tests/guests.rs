@@ -414,6 +414,23 @@ async fn what_ignores_its_signal_runs_for_all_of_the_grace_period_and_is_killed_
     agent.delete(&uid).await;
 }
 
+#[tokio::test]
+async fn a_grace_period_that_is_shortened_ends_in_the_guest_too() {
+    let Some(kit) = Kit::linux() else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let stubborn = "trap 'echo asked' TERM; echo stubborn; while :; do busybox usleep 50000; done";
+    agent.apply(&uid, kit.run(1, stubborn));
+    agent.wait_ready(&uid, 1).await;
+    agent.wait_console(&uid, "stubborn").await;
+    agent.apply(&uid, stop(600.0));
+    agent.wait_console(&uid, "asked").await;
+    agent.apply(&uid, stop(1.0));
+    let end = agent.expect_end(&uid, 1, Reason::Stopped).await;
+    let killed_inside = end.message.contains("after the grace period was killed");
+    assert!(killed_inside, "{}", end.message);
+    agent.delete(&uid).await;
+}
+
 /// Types `line` and reads until the guest has said `until`.
 fn type_in(terminal: &mut Terminal, line: &str, until: &str) -> String {
     let stream = &mut terminal.stream;
