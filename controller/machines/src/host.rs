@@ -30,6 +30,8 @@ pub struct Config {
     pub guest_deadline: Duration,
     /// How long a VMM that was started before may take for one answer.
     pub call_timeout: Duration,
+    /// How long [`crate::Machines::hold`] keeps a VMM at most.
+    pub longest_hold: Duration,
     /// Bytes per console log file; two are kept of each of the last two runs.
     pub console_limit: u64,
     /// Use this initrd for every machine rather than one built for its kernel. It must hold vmlet-init.
@@ -47,6 +49,7 @@ impl Config {
             vmm_deadline: Duration::from_secs(30),
             guest_deadline: Duration::from_secs(300),
             call_timeout: Duration::from_secs(5),
+            longest_hold: Duration::from_millis(200),
             console_limit: 1 << 20,
             initrd: None,
         }

@@ -26,7 +26,7 @@ mod terminal;
 
 pub use console::ConsoleChunk;
 pub use host::Config;
-pub use machines::{ConsoleFiles, Machines, OpenError, console_files};
+pub use machines::{ConsoleFiles, Hold, Machines, OpenError, console_files};
 pub use observation::{
     DiskInfo, Milestone, Observation, Phase, PortStatus, Termination, TerminationReason, Timing, VmmInfo,
 };

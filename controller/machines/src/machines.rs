@@ -40,12 +40,26 @@ pub struct Machines {
 struct Inner {
     host: Arc<Host>,
     handles: Mutex<HashMap<String, Handle>>,
+    /// How many hold VMMs back.
+    holds: Holds,
 }
 
 struct Handle {
     goal: watch::Sender<Option<Goal>>,
     seen: watch::Receiver<Observation>,
     questions: mpsc::Sender<Question>,
+}
+
+type Holds = Arc<watch::Sender<usize>>;
+
+/// Holds VMMs back while it lives.
+#[must_use]
+pub struct Hold(Holds);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Machines {
@@ -77,6 +91,7 @@ impl Machines {
             inner: Arc::new(Inner {
                 host: Arc::new(host),
                 handles: Mutex::default(),
+                holds: Arc::default(),
             }),
         };
         machines.adopt_all().await.map_err(failed)?;
@@ -91,7 +106,7 @@ impl Machines {
         let found = found.unwrap_or_else(|error| Err(io::Error::other(error)))?;
         // Each looks at its own on a thread of its own: one that is slow to read holds up no other.
         let looks = found.into_iter().map(|(uid, vmm)| async move {
-            let (handle, wires) = connect();
+            let (handle, wires) = connect(self.inner.holds.subscribe());
             let looking = Arc::clone(host);
             let named = uid.clone();
             let machine = tokio::task::spawn_blocking(move || Machine::find(looking, &named, vmm, wires)).await;
@@ -142,7 +157,7 @@ impl Machines {
                 handles.insert(uid.to_owned(), refused(uid));
                 return;
             }
-            let (handle, wires) = connect();
+            let (handle, wires) = connect(self.inner.holds.subscribe());
             let machine = Machine::find(Arc::clone(&self.inner.host), uid, None, wires);
             self.begin(&mut handles, uid, handle, machine);
         }
@@ -161,6 +176,14 @@ impl Machines {
     /// The latest state of a machine; None: it was never heard of here.
     pub fn observe(&self, uid: &str) -> Option<Observation> {
         Some(self.handles().get(uid)?.seen.borrow().clone())
+    }
+
+    /// Keeps VMMs from being executed until what is returned is dropped, each for [`Config::longest_hold`] at most: of
+    /// many that waited for one image all hear of their disks before the first guests take every processor.
+    pub fn hold(&self) -> Hold {
+        let holds = Arc::clone(&self.inner.holds);
+        holds.send_modify(|count| *count += 1);
+        Hold(holds)
     }
 
     /// Waits until run `run` has come to `milestone` or has ended, at most `patience`: who then looks sees more than
@@ -245,7 +268,7 @@ impl Handle {
     }
 }
 
-fn connect() -> (Handle, Wires) {
+fn connect(holds: watch::Receiver<usize>) -> (Handle, Wires) {
     let (goal, goals) = watch::channel(None);
     let (seen, observations) = watch::channel(Observation::default());
     let (questions, asked) = mpsc::channel(4);
@@ -253,6 +276,7 @@ fn connect() -> (Handle, Wires) {
         goal: goals,
         seen,
         questions: asked,
+        holds,
     };
     let handle = Handle {
         goal,

@@ -528,3 +528,45 @@ fn private_memory() -> u64 {
     };
     text.lines().find_map(kibibytes).unwrap_or(0)
 }
+
+#[tokio::test]
+async fn starts_that_are_held_go_no_further_than_their_disks_until_all_let_go() {
+    let Some(kit) = Kit::tiny(kernel::HALT) else { return };
+    let config = Config {
+        longest_hold: Duration::from_secs(3600),
+        ..kit.config()
+    };
+    let (mut agent, uids) = (kit::open(config).await, [uid(), uid()]);
+    let holds = (agent.machines.hold(), agent.machines.hold());
+    for uid in &uids {
+        agent.apply(uid, kit.run(1, ""));
+    }
+    for uid in &uids {
+        agent.wait(uid, "its disk", |seen| seen.disk.is_some()).await;
+    }
+    drop(holds.0);
+    // As long as a whole start takes, which is what must not happen.
+    let Some(another) = Kit::tiny(kernel::HALT) else { return };
+    let (mut elsewhere, other) = (another.open().await, uid());
+    elsewhere.apply(&other, another.run(1, ""));
+    elsewhere.wait(&other, "running", answers).await;
+    elsewhere.delete(&other).await;
+    assert_eq!(kit.vmms(), Vec::<i32>::new());
+    drop(holds.1);
+    for uid in &uids {
+        agent.wait(uid, "running", answers).await;
+    }
+    for uid in &uids {
+        agent.delete(uid).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_held_for_longer_than_was_said() {
+    let Some(kit) = Kit::tiny(kernel::HALT) else { return };
+    let (mut agent, uid) = (kit.open().await, uid());
+    let _hold = agent.machines.hold();
+    agent.apply(&uid, kit.run(1, ""));
+    agent.wait(&uid, "running", answers).await;
+    agent.delete(&uid).await;
+}

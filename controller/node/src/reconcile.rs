@@ -15,7 +15,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use vmlet_crds::{FINALIZER, VirtualMachine, VirtualMachineStatus, is_another_object, status_patch};
-use vmlet_machines::{Goal, Machines, Observation, Phase};
+use vmlet_machines::{Goal, Machines, Milestone, Observation, Phase};
 
 use crate::agent::NodeCondition;
 use crate::dereference::{Dereferencer, Part, Pinned, Reading, interest};
@@ -207,6 +207,7 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
     let mut disk_problem: Option<(&'static str, String)> = None;
     let mut keys_known = None;
     let mut kernel_name = None;
+    let mut hold = None;
     match decision {
         Decision::Start { .. } | Decision::Keep => {
             let starting = matches!(decision, Decision::Start { .. });
@@ -276,9 +277,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                             },
                         );
                         if starting {
-                            cx.machines
-                                .reached(uid, run, status::first_news(&memory.status), START)
-                                .await;
+                            let first = status::first_news(&memory.status);
+                            hold = (first == Milestone::Disk).then(|| cx.machines.hold());
+                            cx.machines.reached(uid, run, first, START).await;
                         }
                     }
                 }
@@ -330,6 +331,8 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
     let status = status::build(&sight);
     let notes = events::due(memory, &sight);
     write_status(vm, uid, status, memory, cx).await?;
+    // Its VMM and those of others may go on.
+    drop(hold);
     publish(vm, notes, cx).await;
     Ok(Some(next_visit(
         decision,

@@ -79,6 +79,7 @@ pub struct Machine {
     goal: watch::Receiver<Option<Goal>>,
     seen: watch::Sender<Observation>,
     questions: mpsc::Receiver<Question>,
+    holds: watch::Receiver<usize>,
     answers: (mpsc::Sender<Said>, mpsc::Receiver<Said>),
     process: Option<Process>,
     link: Link,
@@ -173,6 +174,8 @@ pub struct Wires {
     pub seen: watch::Sender<Observation>,
     /// What is asked.
     pub questions: mpsc::Receiver<Question>,
+    /// How many hold VMMs back.
+    pub holds: watch::Receiver<usize>,
 }
 
 impl Machine {
@@ -204,6 +207,7 @@ impl Machine {
             goal: wires.goal,
             seen: wires.seen,
             questions: wires.questions,
+            holds: wires.holds,
             answers: mpsc::channel(4),
             process: None,
             link: Link::None,

@@ -74,6 +74,9 @@ impl Machine {
                 self.record.disk = Some(prepared.disk.clone());
                 // A new disk is told at once: its guest may take every processor soon.
                 self.publish();
+                let longest = self.host.config.longest_hold;
+                let let_go = self.holds.wait_for(|holds| *holds == 0);
+                let _ = tokio::time::timeout(longest, let_go).await;
                 self.launch(run, &spec, prepared).await
             }
             Err(message) => Err(message),
