@@ -15,5 +15,6 @@ pub mod pipeline;
 pub mod pulls;
 pub mod reference;
 pub mod registry;
+mod scratch;
 pub mod store;
 pub mod types;

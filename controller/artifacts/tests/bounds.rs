@@ -399,13 +399,16 @@ async fn an_image_that_does_not_fit_leaves_no_file_and_says_what_to_do() {
     let build = FileBuild {
         reference,
         output: dir.path().join("disk.img"),
+        replace: true,
         size: Some(128 << 20),
         platform,
         credentials: Vec::new(),
         registries: Default::default(),
         limits: Limits::default(),
     };
-    let error = build_image_file(build, Progress::default()).await.unwrap_err();
+    let error = build_image_file(build, Progress::default(), CancellationToken::new())
+        .await
+        .unwrap_err();
     assert_eq!(error.reason.as_str(), "TooLarge");
     assert!(
         error.message.contains("does not fit") && error.message.contains("larger size"),

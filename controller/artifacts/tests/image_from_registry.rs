@@ -6,6 +6,7 @@
 mod support;
 
 use support::{Registry, Tar, check, debugfs, open, settle};
+use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::reference::Digest;
@@ -170,13 +171,16 @@ async fn an_image_built_into_a_file_has_the_asked_size_and_leaves_nothing_else()
     let mut build = FileBuild {
         reference: format!("{}/team/app", registry.address),
         output: output.clone(),
+        replace: true,
         size: Some(512 << 20),
         platform: Some("linux/amd64".into()),
         credentials: Vec::new(),
         registries: Default::default(),
         limits: Default::default(),
     };
-    let disk = build_image_file(build.clone(), Progress::default()).await.unwrap();
+    let disk = build_image_file(build.clone(), Progress::default(), CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!((disk.digest, disk.size_bytes), (digest, 512 << 20));
     check(&output);
     assert_eq!(debugfs(&output, "cat /etc/changed"), "new\n");
@@ -184,14 +188,55 @@ async fn an_image_built_into_a_file_has_the_asked_size_and_leaves_nothing_else()
     // Too small, and no such image: what was there stays.
     build.output = dir.path().join("other.img");
     build.size = Some(4096);
-    assert!(build_image_file(build.clone(), Progress::default()).await.is_err());
+    assert!(
+        build_image_file(build.clone(), Progress::default(), CancellationToken::new())
+            .await
+            .is_err()
+    );
     build.output = output.clone();
     build.reference = format!("{}/team/none", registry.address);
-    assert!(build_image_file(build, Progress::default()).await.is_err());
+    assert!(
+        build_image_file(build, Progress::default(), CancellationToken::new())
+            .await
+            .is_err()
+    );
     let names: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names, ["disk.img"]);
     check(&output);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_came_to_be_during_a_build_is_kept_and_a_build_that_is_cancelled_leaves_nothing() {
+    let Some(registry) = Registry::start() else { return };
+    registry.image("team/app", &layers()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("disk.img");
+    let build = FileBuild {
+        reference: format!("{}/team/app", registry.address),
+        output: output.clone(),
+        replace: false,
+        size: None,
+        platform: Some("linux/amd64".into()),
+        credentials: Vec::new(),
+        registries: Default::default(),
+        limits: Default::default(),
+    };
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
+    let error = build_image_file(build.clone(), Progress::default(), cancelled)
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, vmlet_artifacts::error::Reason::Cancelled, "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    std::fs::write(&output, "precious").unwrap();
+    let error = build_image_file(build, Progress::default(), CancellationToken::new())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+    assert_eq!(std::fs::read(&output).unwrap(), b"precious");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }

@@ -12,6 +12,7 @@ mod support;
 use base64::Engine as _;
 use support::scripted::{Image, credential, open_with_registries, source};
 use support::web::{Fault, Reply, Request, Web};
+use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
@@ -58,6 +59,7 @@ fn build(origin: &Web, registries: Registries, dir: &Path) -> FileBuild {
     FileBuild {
         reference: format!("{}/app:latest", origin.address),
         output: dir.join("disk"),
+        replace: true,
         size: None,
         platform: Some("linux/amd64".into()),
         credentials: Vec::new(),
@@ -214,6 +216,7 @@ async fn wrong_content_of_a_mirror_is_found_out_by_its_digest_and_fetched_from_t
         let disk = build_image_file(
             build(&origin, mirrored(&origin, &[(&lies, "")]), dir.path()),
             Progress::default(),
+            CancellationToken::new(),
         );
         support::check(&disk.await.unwrap().path);
         assert_eq!(lies.count(&digest), 1, "it is not asked for it again");

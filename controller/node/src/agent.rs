@@ -4,7 +4,7 @@
 //! heartbeat, the sweep for orphans. Channels: `artifacts` and `machines` each send the uid of what
 //! changed; both are merged into the controller's own queue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -372,6 +372,7 @@ fn dependants(
 async fn beat(cx: Arc<Context>, facts: NodeFacts, back: mpsc::Sender<()>, shutdown: CancellationToken) {
     let mut last = tokio::time::Instant::now();
     let mut conditions: Vec<Condition> = Vec::new();
+    let mut eager = BTreeSet::new();
     let mut timer = tokio::time::interval(vmnode::HEARTBEAT);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -390,7 +391,7 @@ async fn beat(cx: Arc<Context>, facts: NodeFacts, back: mpsc::Sender<()>, shutdo
             }
             Err(error) => tracing::warn!(error = vmlet_crds::in_words(&error), "heartbeat was not written"),
         }
-        if let Err(error) = vmnode::pull_eagerly(&cx, &facts).await {
+        if let Err(error) = vmnode::pull_eagerly(&cx, &facts, &mut eager).await {
             tracing::warn!(error = vmlet_crds::in_words(&error), "eager images could not be listed");
         }
     }

@@ -5,9 +5,14 @@ mod orphans;
 mod watched;
 pub(crate) mod world;
 
+use std::collections::BTreeSet;
+
 use vmlet_artifacts::error::Reason;
 use vmlet_crds::VirtualMachineStatus;
 use world::{IMAGE, VM, World, condition};
+
+use crate::agent::NodeFacts;
+use crate::vmnode::pull_eagerly;
 
 #[tokio::test]
 async fn image_and_kernel_are_told_apart_and_no_event_swallows_another() {
@@ -158,4 +163,31 @@ async fn who_waits_asks_the_api_for_nothing_that_the_watch_has_told() {
     let asked: Vec<String> = world.api.requests();
     let asked = asked.iter().filter(|r| r.starts_with("GET")).collect::<Vec<_>>();
     assert!(asked.is_empty(), "{asked:?}");
+}
+
+#[tokio::test]
+async fn the_pull_of_an_eager_image_that_is_deleted_ends() {
+    let world = World::new().await;
+    let ended = world.script.hang("r/i:1");
+    let mut image = world.api.get(&format!("{IMAGE}/i")).expect("there");
+    image["spec"]["pullPolicy"] = serde_json::json!("Eager");
+    world.api.put(&format!("{IMAGE}/i"), image);
+    let (facts, mut asked) = (NodeFacts::default(), BTreeSet::new());
+    pull_eagerly(&world.cx, &facts, &mut asked).await.expect("asks");
+    pull_eagerly(&world.cx, &facts, &mut asked).await.expect("asks again");
+    let patience = std::time::Duration::from_secs(30);
+    let begun = async {
+        while world.script.jobs().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(patience, begun).await.expect("nobody began it");
+    assert_eq!(world.script.jobs(), ["r/i:1"]);
+    assert!(!ended.is_cancelled());
+    world.api.remove(&format!("{IMAGE}/i"));
+    pull_eagerly(&world.cx, &facts, &mut asked).await.expect("looks");
+    tokio::time::timeout(patience, ended.cancelled())
+        .await
+        .expect("nobody ended it");
+    assert_eq!(asked, BTreeSet::new());
 }

@@ -139,26 +139,28 @@ fn dated(fact: &crate::agent::NodeCondition, before: &[Condition]) -> Condition 
 /// What the interests of eager images begin with; the Image's uid follows.
 const EAGER: &str = "eager/";
 
-/// Pins of eager images that are not there any more.
-fn let_go(pinners: Vec<Interest>, there: &BTreeSet<String>) -> Vec<Interest> {
-    pinners
-        .into_iter()
+/// Of those who pinned something or asked for it: the eager images that are not there any more.
+fn let_go(who: impl IntoIterator<Item = Interest>, there: &BTreeSet<String>) -> BTreeSet<Interest> {
+    who.into_iter()
         .filter(|who| who.0.strip_prefix(EAGER).is_some_and(|uid| !there.contains(uid)))
         .collect()
 }
 
-/// Keeps present what is to be pulled eagerly on this node.
+/// Keeps present what is to be pulled eagerly on this node. `asked` is who was asked for so far by this process: a pull
+/// that is under way has pinned nothing yet, and nobody else would end it.
 ///
 /// # Errors
 /// When the API refuses or does not answer.
-pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
+pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts, asked: &mut BTreeSet<Interest>) -> kube::Result<()> {
     let images = Api::<Image>::all(cx.client.clone())
         .list(&ListParams::default())
         .await?;
     let there: BTreeSet<String> = images.iter().filter_map(ResourceExt::uid).collect();
-    for who in let_go(cx.dereferencer.artifacts.pinners().await, &there) {
-        if let Err(error) = cx.dereferencer.artifacts.unpin(&who).await {
-            tracing::warn!(who = who.0, %error, "an image that is gone could not be let go");
+    let pinners = cx.dereferencer.artifacts.pinners().await;
+    for who in let_go(pinners.into_iter().chain(asked.iter().cloned()), &there) {
+        match cx.dereferencer.artifacts.unpin(&who).await {
+            Ok(()) => drop(asked.remove(&who)),
+            Err(error) => tracing::warn!(who = who.0, %error, "an image that is gone could not be let go"),
         }
     }
     for image in images {
@@ -186,6 +188,7 @@ pub async fn pull_eagerly(cx: &Context, facts: &NodeFacts) -> kube::Result<()> {
             continue;
         }
         let credentials = cx.dereferencer.image_credentials(&image).await?;
+        asked.insert(who.clone());
         cx.dereferencer
             .artifacts
             .ensure_image(
@@ -207,8 +210,8 @@ mod tests {
 
     #[test]
     fn an_eager_image_that_was_deleted_is_let_go_and_nothing_else() {
-        let pins = ["eager/a", "eager/b", "vm/b"].map(|p| Interest(p.to_owned())).to_vec();
+        let pins = ["eager/a", "eager/b", "vm/b"].map(|p| Interest(p.to_owned()));
         let there = BTreeSet::from(["a".to_owned()]);
-        assert_eq!(let_go(pins, &there), [Interest("eager/b".to_owned())]);
+        assert_eq!(let_go(pins, &there), BTreeSet::from([Interest("eager/b".to_owned())]));
     }
 }

@@ -2,11 +2,14 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
@@ -20,8 +23,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// How often a line is printed where there is no terminal.
 const LINE: Duration = Duration::from_secs(5);
 
-/// Builds one disk image into a file.
-pub async fn build(args: ImageBuild) -> Result<()> {
+/// Builds one disk image into a file. A signal that would end this process ends the build first, which takes away what
+/// it has made.
+pub async fn build(args: ImageBuild) -> Result<ExitCode> {
     let size = match &args.size {
         None => None,
         Some(text) => Some(
@@ -49,6 +53,7 @@ pub async fn build(args: ImageBuild) -> Result<()> {
     let build = FileBuild {
         reference: args.reference.clone(),
         output: args.output.clone(),
+        replace: args.force,
         size,
         platform: args.platform.clone(),
         credentials: Vec::new(),
@@ -56,8 +61,19 @@ pub async fn build(args: ImageBuild) -> Result<()> {
         limits: (&args.limits).into(),
     };
     let shown = tokio::spawn(show(progress.clone(), args.reference.clone()));
-    let result = build_image_file(build, progress).await;
+    let cancel = CancellationToken::new();
+    let signal = tokio::spawn(first_signal(cancel.clone())?);
+    let result = build_image_file(build, progress, cancel.clone()).await;
     shown.abort();
+    if cancel.is_cancelled() && result.is_err() {
+        let number = signal.await.context("the signal")?;
+        eprintln!(
+            "vmlet: {} was not built: interrupted by signal {number}",
+            args.reference
+        );
+        return Ok(ExitCode::from(128_u8.saturating_add(number)));
+    }
+    signal.abort();
     let disk = result.with_context(|| args.reference.clone())?;
     let made = format!(
         "{} {} ({} on disk) {}\n",
@@ -70,7 +86,30 @@ pub async fn build(args: ImageBuild) -> Result<()> {
     if let Err(error) = output::print(&made) {
         tracing::warn!("{error:#}: {}", made.trim_end());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Cancels `cancel` at the first signal that would end this process, and tells its number. A second one ends it at once.
+fn first_signal(cancel: CancellationToken) -> Result<impl Future<Output = u8>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        let mut next = async move || {
+            tokio::select! {
+                _ = interrupt.recv() => 2,
+                _ = terminate.recv() => 15,
+                _ = hangup.recv() => 1,
+            }
+        };
+        let number = next().await;
+        cancel.cancel();
+        tokio::spawn(async move {
+            let number = next().await;
+            std::process::exit(128 + i32::from(number));
+        });
+        number
+    })
 }
 
 /// Refuses to replace what nobody asked to have replaced, before anything is pulled.

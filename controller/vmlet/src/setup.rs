@@ -52,7 +52,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 .map(|()| ExitCode::SUCCESS),
             Command::Crds => crds(),
             Command::Check(args) => crate::check::run(&args),
-            Command::Image(Image::Build(args)) => crate::image::build(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Image(Image::Build(args)) => crate::image::build(args).await,
             Command::Kernel(Kernel::Package(args)) => crate::kernel::package(&args).map(|()| ExitCode::SUCCESS),
             Command::Logs(args) => crate::logs::logs(args).await.map(|()| ExitCode::SUCCESS),
             Command::Console(args) => crate::console::console(args).await,

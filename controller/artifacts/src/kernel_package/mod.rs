@@ -14,6 +14,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::scratch::{self, Scratch};
+
 /// Where the kernel comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -73,11 +75,8 @@ pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError>
     if fs::symlink_metadata(output).is_ok() {
         return Err(PackageError::Exists(output.to_path_buf()));
     }
-    let parent = match output.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let scratch = Scratch::new(parent).map_err(io_at(parent))?;
+    let parent = scratch::parent(output);
+    let scratch = Scratch::next_to(output).map_err(io_at(parent))?;
     let problem = |error: io::Error| match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::FileTooLarge => {
             PackageError::BadSource {
@@ -90,14 +89,14 @@ pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError>
             error,
         },
     };
-    let spool = scratch.0.join("spool");
+    let spool = scratch.path().join("spool");
     let kernel = match source {
         Source::Deb(path) => archive::read_deb(path, &spool),
         Source::Dir(path) => collect::read_dir(path, &spool),
     }
     .map_err(problem)?;
     let (image, format) = image::bootable(&kernel.image, image::MAX_IMAGE).map_err(problem)?;
-    let layout = scratch.0.join("layout");
+    let layout = scratch.path().join("layout");
     let digest = layout::write(&layout, &kernel, &image, format).map_err(io_at(&layout))?;
     publish(&layout, output, parent)?;
     Ok(Packaged {
@@ -107,46 +106,17 @@ pub fn package(source: &Source, output: &Path) -> Result<Packaged, PackageError>
 }
 
 fn publish(layout: &Path, output: &Path, parent: &Path) -> Result<(), PackageError> {
-    let moved = rustix::fs::renameat_with(
-        rustix::fs::CWD,
-        layout,
-        rustix::fs::CWD,
-        output,
-        rustix::fs::RenameFlags::NOREPLACE,
-    );
-    match moved {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return Err(PackageError::Exists(output.to_path_buf())),
-        Err(error) => {
-            return Err(PackageError::Io {
-                path: output.to_path_buf(),
-                error: error.into(),
-            });
-        }
-    }
+    scratch::publish(layout, output, false).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => PackageError::Exists(output.to_path_buf()),
+        _ => PackageError::Io {
+            path: output.to_path_buf(),
+            error,
+        },
+    })?;
     crate::store::files::sync_dir(parent).map_err(|error| PackageError::Io {
         path: parent.to_path_buf(),
         error,
     })
-}
-
-/// A private directory beside the output, so that the last step is a rename.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(parent: &Path) -> io::Result<Scratch> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let path = parent.join(format!(".vmlet-kernel-{:016x}", rand::random::<u64>()));
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays behind is a hidden directory of the user's own; the result matters more.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 fn bad(problem: impl Into<String>) -> io::Error {

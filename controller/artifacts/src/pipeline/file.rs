@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 use vmlet_ext4::Size;
@@ -13,6 +13,7 @@ use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
 use crate::pulls::work::{Progress, WorkContext};
 use crate::registry::config::Registries;
+use crate::scratch::{Scratch, parent, publish};
 use crate::types::{Config, Credential, ImageDisk, Limits, Source, host_platform};
 
 /// What to build, and where to.
@@ -20,8 +21,10 @@ use crate::types::{Config, Credential, ImageDisk, Limits, Source, host_platform}
 pub struct FileBuild {
     /// The image.
     pub reference: String,
-    /// The file. One that exists is replaced, but only by a complete one.
+    /// The file.
     pub output: PathBuf,
+    /// Replace one that exists, by a complete one.
+    pub replace: bool,
     /// Size of the disk in bytes; absent: what the content needs and some room.
     pub size: Option<u64>,
     /// `os/arch[/variant]`; absent: this machine's.
@@ -35,15 +38,20 @@ pub struct FileBuild {
 }
 
 /// Pulls an image and makes a disk of it. When this returns `Ok` the file and its name are
-/// durable. On an error, or when the future is dropped, there is no new file and nothing else is
-/// left next to it.
+/// durable. On an error there is no new file and nothing else is left next to it; what a killed process
+/// leaves there is removed by the next one for the same file.
 ///
 /// # Errors
-/// Those of pulling, of building, and of the output's directory.
-pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<ImageDisk, PullError> {
+/// Those of pulling, of building, and of the output's directory; `Cancelled` after `cancel`.
+pub async fn build_image_file(
+    build: FileBuild,
+    progress: Progress,
+    cancel: CancellationToken,
+) -> Result<ImageDisk, PullError> {
     let FileBuild {
         reference,
         output,
+        replace,
         size,
         platform,
         credentials,
@@ -56,36 +64,46 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         platform: None,
     };
     let local = |error: io::Error| PullError::io(output.display(), &error);
+    if output.is_dir() {
+        return Err(local(io::ErrorKind::IsADirectory.into()));
+    }
     let scratch = Scratch::next_to(&output).map_err(local)?;
     let config = Config {
         registries,
         limits,
-        ..Config::new(scratch.0.clone())
+        ..Config::new(scratch.path().to_path_buf())
     };
     let pipeline = Pipeline::new(&config)?;
-    let cancel = CancellationToken::new();
     let _dropped = cancel.clone().drop_guard();
-    let cx = WorkContext::new(cancel, progress, scratch.0.clone(), scratch.0.clone());
+    let dir = scratch.path().to_path_buf();
+    let cx = WorkContext::new(cancel, progress, dir.clone(), dir);
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
-    let (digest, built) = loop {
+    let result = loop {
         let built = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent);
-        match built.await {
+        let built = tokio::select! {
+            built = built => built,
+            () = cx.cancel.cancelled() => Err(PullError::cancelled()),
+        };
+        match built {
             // A mirror had wrong content. Each time there is one fewer to be asked for that digest.
             Err(error) if error.reason == Reason::WrongDigest && !error.is_terminal() => {
                 tracing::warn!(%error, "once more, from elsewhere");
-                let half = scratch.0.join(image::DISK);
+                let half = scratch.path().join(image::DISK);
                 std::fs::remove_file(&half).or_else(absent_is_fine).map_err(local)?;
             }
-            result => break result?,
+            result => break result,
         }
     };
-    let made = scratch.0.join(image::DISK);
+    // Or else a thread could make a file where everything is to go.
+    cx.join_blocking().await;
+    let (digest, built) = result?;
+    let made = scratch.path().join(image::DISK);
     let target = output.clone();
-    let publish = move || -> io::Result<(u64, u64)> {
+    let finish = move || -> io::Result<(u64, u64)> {
         let file = File::open(&made)?;
         file.sync_all()?;
         let metadata = file.metadata()?;
-        std::fs::rename(&made, &target)?;
+        publish(&made, &target, replace)?;
         if let Err(error) = File::open(parent(&target)).and_then(|dir| dir.sync_all()) {
             let _ = std::fs::remove_file(&target);
             return Err(error);
@@ -93,10 +111,19 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
         drop(scratch);
         Ok((metadata.len(), metadata.blocks() * 512))
     };
-    let published = tokio::task::spawn_blocking(publish).await;
+    let published = tokio::task::spawn_blocking(finish).await;
     let published =
         published.map_err(|error| PullError::new(Reason::Internal, format!("{}: {error}", output.display())))?;
-    let (size_bytes, allocated_bytes) = published.map_err(local)?;
+    let (size_bytes, allocated_bytes) = published.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => PullError::new(
+            Reason::StoreFailed,
+            format!(
+                "{} exists since a moment ago, and is kept: give another name",
+                output.display()
+            ),
+        ),
+        _ => local(error),
+    })?;
     let layout = size.map_or_else(|| LAYOUT.to_owned(), |size| format!("{LAYOUT};size-{size}"));
     Ok(ImageDisk {
         id: image_id(&digest.to_string(), &platform, &layout),
@@ -113,40 +140,5 @@ fn absent_is_fine(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
-    }
-}
-
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// A private directory that goes when it is dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn next_to(output: &Path) -> io::Result<Scratch> {
-        let Some(name) = output.file_name() else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no name of a file"));
-        };
-        if output.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{:016x}.partial", rand::random::<u64>()));
-        let dir = parent(output).join(hidden);
-        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Scratch(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(dir = %self.0.display(), %error, "a temporary directory stays behind");
-        }
     }
 }

@@ -13,6 +13,7 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::{reflector, watcher};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use vmlet_artifacts::error::{PullError, Reason};
 use vmlet_artifacts::facade::Artifacts;
 use vmlet_artifacts::pulls::work::{BuiltImage, BuiltKernel, Job, Output, Work, WorkContext};
@@ -39,10 +40,19 @@ pub const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 #[derive(Clone, Default)]
 pub struct Script {
     failures: Arc<Mutex<HashMap<String, PullError>>>,
+    hanging: Arc<Mutex<HashMap<String, CancellationToken>>>,
     jobs: Arc<Mutex<Vec<String>>>,
 }
 
 impl Script {
+    /// From now on a job of this source goes on until it is cancelled, as the answer then says.
+    pub fn hang(&self, source: &str) -> CancellationToken {
+        let ended = CancellationToken::new();
+        let mut hanging = self.hanging.lock().expect("unpoisoned");
+        hanging.insert(source.to_owned(), ended.clone());
+        ended
+    }
+
     /// From now on this source fails so.
     pub fn fail(&self, source: &str, reason: Reason, message: &str) {
         let error = PullError::new(reason, message);
@@ -72,9 +82,15 @@ impl Work for Script {
         let source = source.to_string();
         self.jobs.lock().expect("unpoisoned").push(source.clone());
         let failure = self.failures.lock().expect("unpoisoned").get(&source).cloned();
+        let hanging = self.hanging.lock().expect("unpoisoned").get(&source).cloned();
         async move {
             if let Some(failure) = failure {
                 return Err(failure);
+            }
+            if let Some(ended) = hanging {
+                let _ended = ended.drop_guard();
+                cx.cancel.cancelled().await;
+                return Err(PullError::new(Reason::Cancelled, "nobody wants it"));
             }
             let write = |name: &str, bytes: &[u8]| std::fs::write(cx.dir.join(name), bytes).expect("writes");
             Ok(match job {
