@@ -74,6 +74,8 @@ pub async fn build_image_file(
         ..Config::new(scratch.path().to_path_buf())
     };
     let pipeline = Pipeline::new(&config)?;
+    // The caller's own says that it was cancelled, and not that this has ended.
+    let cancel = cancel.child_token();
     let _dropped = cancel.clone().drop_guard();
     let dir = scratch.path().to_path_buf();
     let cx = WorkContext::new(cancel, progress, dir.clone(), dir);

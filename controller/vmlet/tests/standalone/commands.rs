@@ -170,6 +170,33 @@ fn a_machine_without_certificate_authorities_still_asks_its_own_registry() -> Re
     refused(command, "no connection")
 }
 
+#[test]
+fn a_build_that_is_interrupted_leaves_nothing_and_says_so() -> Result<()> {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let dir = tempfile::tempdir()?;
+    let mut build = Command::new(env!("CARGO_BIN_EXE_vmlet"))
+        .args([
+            "image",
+            "build",
+            &format!("{}/guest:latest", silent.local_addr()?),
+            "--output",
+        ])
+        .arg(dir.path().join("disk"))
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // It has begun when it asks.
+    let _asked = silent.accept()?;
+    ensure!(std::fs::read_dir(dir.path())?.count() == 1, "it has begun with nothing");
+    let pid = rustix::process::Pid::from_child(&build);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    let mut said = String::new();
+    build.stderr.take().context("piped")?.read_to_string(&mut said)?;
+    let code = build.wait()?.code();
+    ensure!(code == Some(143) && said.contains("interrupted"), "{code:?}: {said}");
+    ensure!(std::fs::read_dir(dir.path())?.count() == 0, "something stays behind");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_and_a_script_reach_a_machine() -> Result<()> {
     let Some(parts) = prerequisites() else {
