@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use vmlet_crds::{RunStrategy, VMNode, VirtualMachine, is_another_object, quantity_value, status_patch};
 
-use crate::condition::condition;
+use crate::condition::{says, unseen};
 use crate::nodes::LostNodes;
 use crate::{FIELD_MANAGER, WatchEnded};
 
@@ -182,14 +182,10 @@ async fn bind(vm: Arc<VirtualMachine>, cx: Arc<Context>) -> Result<Action, kube:
             }
         }
         Err(message) => {
-            let before = vm.status.clone().unwrap_or_default().conditions;
-            let generation = vm.metadata.generation;
-            let now =
-                ["Scheduled", "Ready"].map(|type_| condition(&before, type_, "False", "NoNode", &message, generation));
-            if before == now {
+            let status = unseen(&vm, false, "NoNode", &message);
+            if says(&vm, &status) {
                 return Ok(Action::requeue(RETRY));
             }
-            let status = json!({"observedGeneration": generation, "conditions": now});
             let patch = status_patch(&vm.uid().unwrap_or_default(), &status).map_err(kube::Error::SerdeError)?;
             match api
                 .patch_status(&vm.name_any(), &params, &Patch::<()>::Json(patch))

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet_crds::{FINALIZER, VMNode, VirtualMachine, is_another_object};
 
 use crate::FIELD_MANAGER;
-use crate::condition::condition;
+use crate::condition::{condition, says, unseen};
 
 /// Between two looks. A lost node is told this much later than its deadline; each look is three lists.
 const LOOK: Duration = Duration::from_secs(10);
@@ -129,14 +129,20 @@ async fn look(client: &Client, namespace: &str, watchman: &mut Watchman) -> kube
             remove_finalizer(&api, vm, node).await?;
             continue;
         }
-        let conditions = vm.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-        let ready = if nobody {
+        if nobody {
             let message = format!(
                 "there is no VMNode \"{node}\", which spec.nodeName names; {}. Start an agent with --node-name {node}, or create the virtual machine anew with another spec.nodeName or none",
                 known_nodes(&there)
             );
-            ("False", "NodeNotFound", message)
-        } else if there.contains(node) {
+            let status = unseen(vm, true, "NodeNotFound", &message);
+            if !says(vm, &status) {
+                let status = json!({"op": "add", "path": "/status", "value": status});
+                send(&api, vm, [as_it_is(vm).as_slice(), &[status]].concat(), true).await?;
+            }
+            continue;
+        }
+        let conditions = vm.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        let ready = if there.contains(node) {
             let message = format!(
                 "node {node} is lost: its agent has not renewed its Lease. Whether the machine runs cannot be told; it is not started elsewhere. See that the agent runs and reaches the API"
             );
@@ -182,17 +188,22 @@ where
     let ready = condition(conditions, "Ready", status, reason, message, generation);
     let mut all: Vec<Condition> = conditions.iter().filter(|c| c.type_ != "Ready").cloned().collect();
     all.push(ready);
-    let mut patch = vec![
-        json!({"op": "test", "path": "/metadata/uid", "value": object.uid()}),
-        // The agent may be back and have written just now: then its word stands.
-        json!({"op": "test", "path": "/metadata/resourceVersion", "value": object.resource_version()}),
-    ];
+    let mut patch = as_it_is(object).to_vec();
     if conditions.is_empty() {
         patch.push(json!({"op": "add", "path": "/status", "value": {"conditions": all}}));
     } else {
         patch.push(json!({"op": "replace", "path": "/status/conditions", "value": all}));
     }
     send(api, object, patch, true).await
+}
+
+/// What a patch begins with that is meant for the object as it was seen: the agent may be back and have written just
+/// now, and then its word stands.
+fn as_it_is<K: Resource>(object: &K) -> [serde_json::Value; 2] {
+    [
+        json!({"op": "test", "path": "/metadata/uid", "value": object.uid()}),
+        json!({"op": "test", "path": "/metadata/resourceVersion", "value": object.resource_version()}),
+    ]
 }
 
 async fn remove_finalizer(api: &Api<VirtualMachine>, vm: &VirtualMachine, node: &str) -> kube::Result<()> {
@@ -323,10 +334,12 @@ mod tests {
         look(&client, "ns", &mut watchman).await.expect("looks");
         let told = || {
             let vm = api.get(&format!("{VMS}/b")).expect("there");
-            let message = vm["status"]["conditions"][0]["message"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
+            let conditions = vm["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let message = conditions
+                .iter()
+                .find(|c| c["type"] == "Ready")
+                .map(|c| c["message"].clone());
+            let message = message.and_then(|m| m.as_str().map(str::to_owned)).unwrap_or_default();
             (ready(&vm), message)
         };
         let (first, message) = told();
@@ -342,6 +355,18 @@ mod tests {
         api.requests();
         look(&client, "ns", &mut watchman).await.expect("looks");
         assert!(api.requests().iter().all(|r| r.starts_with("GET")), "it is said once");
+        let mut changed = api.get(&format!("{VMS}/b")).expect("there");
+        assert_eq!(
+            changed["status"]["conditions"].as_array().map(Vec::len),
+            Some(10),
+            "all conditions"
+        );
+        changed["metadata"]["generation"] = json!(2);
+        api.put(&format!("{VMS}/b"), changed);
+        look(&client, "ns", &mut watchman).await.expect("looks");
+        let seen = api.get(&format!("{VMS}/b")).expect("there");
+        assert_eq!(seen["status"]["observedGeneration"], json!(2));
+        assert_eq!(seen["status"]["conditions"][0]["observedGeneration"], json!(2));
         tokio::time::advance(Duration::from_secs(41)).await;
         renew(&api, 41);
         look(&client, "ns", &mut watchman).await.expect("looks");

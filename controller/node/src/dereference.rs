@@ -84,10 +84,13 @@ impl Part {
                     Phase::Running => "Pulling",
                     Phase::BackingOff { .. } => "BackOff",
                 };
-                Self::Waiting {
-                    reason,
-                    message: waiting.message.clone(),
+                let mut message = waiting.message.clone();
+                if waiting.total_bytes > 0 {
+                    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                    let (done, total) = (mib(waiting.done_bytes), mib(waiting.total_bytes));
+                    message += &format!(", {done:.1} MiB of {total:.1} MiB");
                 }
+                Self::Waiting { reason, message }
             }
             State::Failed(failure) => Self::Failed {
                 reason: failure.reason.clone(),
@@ -527,6 +530,7 @@ fn resolved(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmlet_artifacts::types::Waiting;
 
     fn oci() -> Source {
         Source::Oci {
@@ -547,6 +551,24 @@ mod tests {
             resolved("image \"a\"", &oci(), Some(2), Some(2), Some(&old), &[]),
             Ok(Some("sha256:old".to_owned()))
         );
+    }
+
+    #[test]
+    fn a_pull_says_how_far_it_is_once_it_knows_how_far_it_goes() {
+        let pulling = |done_bytes, total_bytes| {
+            let waiting = Waiting {
+                phase: Phase::Running,
+                done_bytes,
+                total_bytes,
+                message: "pulling".to_owned(),
+            };
+            match Part::of(&State::<String>::Waiting(waiting), "image \"a\"", String::clone) {
+                Part::Waiting { message, .. } => message,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(pulling(0, 0), "pulling");
+        assert_eq!(pulling(1_300_000, 60 << 20), "pulling, 1.2 MiB of 60.0 MiB");
     }
 
     #[test]

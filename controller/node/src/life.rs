@@ -107,9 +107,11 @@ pub enum Decision {
 pub fn decide(s: &Situation) -> Decision {
     let halted = s.strategy == RunStrategy::Halted;
     match &s.life {
-        Life::Unmanageable | Life::Stopping => Decision::Watch,
-        Life::Alive if halted || s.restart_asked => Decision::Stop,
+        Life::Stopping => Decision::Watch,
+        // What cannot be talked to can be stopped all the same.
+        Life::Alive | Life::Unmanageable if halted || s.restart_asked => Decision::Stop,
         Life::Alive => Decision::Keep,
+        Life::Unmanageable => Decision::Watch,
         Life::New if halted => Decision::Rest,
         Life::New => Decision::Start { declared: true },
         Life::Ended(_) if halted => Decision::Rest,
@@ -266,12 +268,26 @@ mod tests {
     fn what_cannot_be_controlled_is_never_started_twice() {
         let s = Situation {
             strategy: RunStrategy::Always,
-            restart_asked: true,
+            restart_asked: false,
             life: Life::Unmanageable,
             failures: 0,
             now: at(1),
         };
         assert_eq!(decide(&s), Decision::Watch);
+    }
+
+    #[test]
+    fn what_cannot_be_controlled_is_stopped_when_that_is_asked_for() {
+        for (strategy, restart_asked) in [(RunStrategy::Halted, false), (RunStrategy::Always, true)] {
+            let s = Situation {
+                strategy,
+                restart_asked,
+                life: Life::Unmanageable,
+                failures: 0,
+                now: at(1),
+            };
+            assert_eq!(decide(&s), Decision::Stop);
+        }
     }
 
     #[test]
@@ -349,7 +365,7 @@ mod tests {
                     let starts = matches!(decision, Decision::Start { .. } | Decision::Wait { .. });
                     prop_assert!(!starts);
                 }
-                prop_assert!(decision != Decision::Stop || s.life == Life::Alive);
+                prop_assert!(decision != Decision::Stop || matches!(s.life, Life::Alive | Life::Unmanageable));
             }
 
             #[test]

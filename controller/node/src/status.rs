@@ -107,7 +107,7 @@ pub fn build(sight: &Sight<'_>) -> VirtualMachineStatus {
             .filter(|o| alive(&o.phase))
             .map(|o| o.addresses.clone())
             .unwrap_or_default(),
-        ports: observation.filter(|o| alive(&o.phase)).map(ports).unwrap_or_default(),
+        ports: ports(sight),
         boot_id: observation.filter(|o| alive(&o.phase)).and_then(|o| o.boot_id.clone()),
         ssh_host_key: record.ssh_host_key.clone(),
         start_time: observation.and_then(|o| o.started_at).map(time),
@@ -182,16 +182,18 @@ fn part(type_: &'static str, part: &Part) -> Verdict {
 }
 
 fn disk(sight: &Sight<'_>) -> Verdict {
-    if let Some((reason, message)) = sight.disk_problem {
+    let lives = sight.observation.is_some_and(|o| alive(&o.phase) && o.disk.is_some());
+    if let Some((reason, message)) = sight.disk_problem.filter(|_| !lives) {
         return Verdict::new("DiskReady", FALSE, reason, message);
     }
     match sight.observation.and_then(|o| o.disk.as_ref()) {
-        Some(disk) => Verdict::new(
-            "DiskReady",
-            TRUE,
-            "Present",
-            format!("{}Mi on base {}", disk.size_bytes >> 20, short(&disk.base_id)),
-        ),
+        Some(disk) => {
+            let mut message = format!("{}Mi on base {}", disk.size_bytes >> 20, short(&disk.base_id));
+            if let Some((_, problem)) = sight.disk_problem {
+                message += &format!("; in the way of the next start: {problem}");
+            }
+            Verdict::new("DiskReady", TRUE, "Present", message)
+        }
         None => Verdict::new("DiskReady", FALSE, "NotCreated", "the disk is made at the first start"),
     }
 }
@@ -205,6 +207,10 @@ fn network(sight: &Sight<'_>) -> Verdict {
     let Some(observation) = sight.observation.filter(|o| alive(&o.phase)) else {
         return Verdict::new("NetworkReady", UNKNOWN, "NotRunning", "");
     };
+    if matches!(observation.phase, Phase::Unmanageable { .. }) && observation.ports.is_empty() {
+        let message = "which ports are forwarded cannot be told";
+        return Verdict::new("NetworkReady", UNKNOWN, "Unmanageable", message);
+    }
     let refused: Vec<String> = observation
         .ports
         .iter()
@@ -249,7 +255,13 @@ fn running(sight: &Sight<'_>) -> (Verdict, Verdict) {
         ),
         Phase::Starting => pair(TRUE, "Starting", "the guest has not been ready yet", FALSE, "Booting"),
         Phase::Running { guest_ready: true } => pair(TRUE, "Running", "", TRUE, "Ready"),
-        Phase::Running { guest_ready: false } => pair(TRUE, "Running", "", FALSE, "Rebooting"),
+        Phase::Running { guest_ready: false } => pair(
+            TRUE,
+            "Running",
+            "the guest goes down by itself: to reboot, or for good",
+            FALSE,
+            "GoingDown",
+        ),
         Phase::Paused { reason } => pair(TRUE, "Paused", reason, FALSE, "Paused"),
         Phase::Stopping => pair(TRUE, "Stopping", "", FALSE, "Stopping"),
         Phase::Deleting => pair(TRUE, "Deleting", "", FALSE, "Stopping"),
@@ -277,17 +289,17 @@ fn last_words(sight: &Sight<'_>) -> String {
 fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdict {
     let [image, kernel, disk, network, running, guest] = parts;
     let no = |reason: &str, message: String| Verdict::new("Ready", FALSE, reason, message);
-    if let Some(Observation {
-        phase: Phase::Unmanageable { message },
-        ..
-    }) = sight.observation
-    {
-        return no("Unmanageable", message.clone());
-    }
+    let unmanageable = match sight.observation.map(|o| &o.phase) {
+        Some(Phase::Unmanageable { message }) => Some(message),
+        _ => None,
+    };
     match sight.decision {
         Decision::Complete { .. } => return no(&completed.reason, completed.message.clone()),
         Decision::Rest => return no("Halted", "spec.runStrategy is Halted".to_owned()),
-        Decision::Stop => return no("Stopping", String::new()),
+        Decision::Stop => {
+            let message = unmanageable.map(|message| format!("its VMM cannot be controlled: {message}"));
+            return no("Stopping", message.unwrap_or_default());
+        }
         Decision::Wait { until } => {
             let message = format!(
                 "started again at {}; the last run ended: {}",
@@ -297,6 +309,9 @@ fn ready(sight: &Sight<'_>, parts: &[&Verdict; 6], completed: &Verdict) -> Verdi
             return no("BackOff", message);
         }
         Decision::Start { .. } | Decision::Keep | Decision::Watch => {}
+    }
+    if let Some(message) = unmanageable {
+        return no("Unmanageable", message.clone());
     }
     let machine_lives = sight
         .observation
@@ -364,7 +379,14 @@ pub fn truncated(mut text: String, bytes: usize) -> String {
     text
 }
 
-fn ports(observation: &Observation) -> Vec<PortStatus> {
+fn ports(sight: &Sight<'_>) -> Vec<PortStatus> {
+    let Some(observation) = sight.observation.filter(|o| alive(&o.phase)) else {
+        return Vec::new();
+    };
+    if matches!(observation.phase, Phase::Unmanageable { .. }) && observation.ports.is_empty() {
+        // Unknown is not gone: what was told last is the best guess.
+        return sight.memory.status.ports.clone();
+    }
     observation
         .ports
         .iter()
