@@ -10,6 +10,7 @@ struct Case {
     image: Part,
     kernel: Part,
     observation: Option<Observation>,
+    disk_problem: Option<(&'static str, &'static str)>,
     now: SystemTime,
 }
 
@@ -25,6 +26,7 @@ impl Case {
                 digest: "sha256:2".into(),
             },
             observation: None,
+            disk_problem: None,
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
         }
     }
@@ -48,7 +50,7 @@ impl Case {
             image: &self.image,
             kernel: &self.kernel,
             kernel_name: Some("k"),
-            disk_problem: None,
+            disk_problem: self.disk_problem,
             observation: self.observation.as_ref(),
             restart_required: false,
             now: self.now,
@@ -288,4 +290,56 @@ fn a_failed_pull_says_when_it_is_tried_again() {
             triple("False", "Unavailable", message)
         );
     }
+}
+
+#[test]
+fn a_stop_is_told_also_of_a_machine_that_cannot_be_talked_to() {
+    let mut case = Case::new().phase(Phase::Unmanageable {
+        message: "its socket is gone".into(),
+    });
+    case.decision = Decision::Stop;
+    assert_eq!(case.ready(), pair("False", "Stopping"));
+    assert!(condition(&case.status(), "Ready").2.contains("its socket is gone"));
+}
+
+#[test]
+fn the_ports_that_were_told_stand_while_they_cannot_be_asked_for() {
+    let mut case = Case::new().phase(Phase::Unmanageable {
+        message: "its socket is gone".into(),
+    });
+    let ports = vec![PortStatus {
+        name: "ssh".into(),
+        protocol: Protocol::Tcp,
+        host_ip: "127.0.0.1".into(),
+        host_port: Some(2222),
+        guest_port: 22,
+        message: None,
+    }];
+    case.memory.status.ports.clone_from(&ports);
+    let status = case.status();
+    assert_eq!(status.ports, ports);
+    assert_eq!(condition(&status, "NetworkReady").0, "Unknown");
+    let stopped = Case {
+        memory: case.memory,
+        ..Case::new().phase(Phase::Stopped)
+    };
+    assert_eq!(stopped.status().ports, []);
+}
+
+#[test]
+fn what_is_in_the_way_of_the_next_start_is_not_said_of_the_disk_of_a_machine_that_runs() {
+    let mut case = Case::new().phase(Phase::Running { guest_ready: true });
+    case.disk_problem = Some(("SecretNotFound", "secret \"ks\" does not exist"));
+    assert_eq!(condition(&case.status(), "DiskReady").0, "False", "it has none");
+    if let Some(observation) = &mut case.observation {
+        observation.disk = Some(vmlet_machines::DiskInfo {
+            base_id: "sha256:1".into(),
+            size_bytes: 1 << 30,
+            pinned: Vec::new(),
+        });
+    }
+    let (status, _, message) = condition(&case.status(), "DiskReady");
+    assert_eq!(status, "True");
+    assert!(message.contains("secret \"ks\" does not exist"), "{message}");
+    assert_eq!(case.ready(), pair("True", "Running"));
 }
