@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         get_in_all_namespaces_has_the_namespace_column,
         get_by_category_and_short_name,
         get_pages_through_a_long_list,
+        pages_of_a_list_are_of_the_version_of_the_first,
         get_sorts_and_prints_custom_columns,
         watch_prints_changes,
         wait_for_a_condition,
@@ -226,6 +227,34 @@ async fn get_pages_through_a_long_list(cx: Cx) -> Result<()> {
             && next["metadata"]["resourceVersion"] == page["metadata"]["resourceVersion"],
         "{next}"
     );
+    Ok(())
+}
+
+async fn pages_of_a_list_are_of_the_version_of_the_first(cx: Cx) -> Result<()> {
+    for number in 0..5 {
+        cx.widget(&format!("w{number}"), json!({"size": 1})).await?;
+    }
+    let path = format!("/apis/suite.example.org/v1/namespaces/{}/widgets?limit=2", cx.namespace);
+    let mut page: serde_json::Value = serde_json::from_str(&cx.kubectl.ok(&["get", "--raw", &path]).await?)?;
+    cx.kubectl.ok(&["delete", "widget", "w1", "w4"]).await?;
+    cx.widget("w5", json!({"size": 1})).await?;
+    cx.kubectl
+        .ok(&["patch", "widget", "w3", "--type=merge", "-p", r#"{"spec":{"size":7}}"#])
+        .await?;
+    let mut seen = Vec::new();
+    loop {
+        for item in page["items"].as_array().into_iter().flatten() {
+            seen.push(format!("{}={}", item["metadata"]["name"], item["spec"]["size"]));
+        }
+        let token = page["metadata"]["continue"].as_str().unwrap_or_default();
+        if token.is_empty() {
+            break;
+        }
+        let next = format!("{path}&continue={token}");
+        page = serde_json::from_str(&cx.kubectl.ok(&["get", "--raw", &next]).await?)?;
+    }
+    let wanted: Vec<String> = (0..5).map(|number| format!("\"w{number}\"=1")).collect();
+    ensure!(seen == wanted, "{seen:?}");
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! GET of one object and of lists.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use bytes::Bytes;
@@ -10,7 +12,7 @@ use crate::http::accept::Shape;
 use crate::http::answer::{Answer, Content};
 use crate::selector::{FieldSelector, LabelSelector, SelectorError, field_value, unsupported_field};
 use crate::status::Failure;
-use crate::storage::{Batch, EventKind, ListRequest, Stored};
+use crate::storage::{Batch, EventKind, HistoryEvent, ListRequest, Stored};
 use crate::table;
 
 pub async fn get(call: &Call, name: &str) -> Result<Answer, Failure> {
@@ -287,11 +289,10 @@ async fn page(call: &Call) -> Result<Page, Failure> {
             "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
         ));
     }
-    let first_version = position.as_ref().map(|p| p.version);
     let request = ListRequest {
         resource: call.resource.storage.clone(),
         namespace: (!call.place.namespace.is_empty()).then(|| call.place.namespace.clone()),
-        after: position.map(|p| p.after),
+        after: position.as_ref().map(|p| p.after.clone()),
         limit: if exact.is_some() {
             0
         } else {
@@ -301,11 +302,30 @@ async fn page(call: &Call) -> Result<Page, Failure> {
     let limited = request.limit != 0;
     let mut page = call.server.store.list(request.clone()).await?;
     if let Some(exact) = exact {
-        page.items = at_version(call, page.items, page.version, exact).await?;
+        let events = changes_between(call, exact, page.version).await?;
+        page.items = without(events, page.items, exact)?;
         page.version = exact;
+    } else if let Some(Continue { version, after }) = position {
+        // All pages are of the version of the first one.
+        let mut events = changes_between(call, version, page.version).await?;
+        if !events.is_empty() {
+            let all = ListRequest {
+                after: None,
+                limit: 0,
+                ..request.clone()
+            };
+            let all = call.server.store.list(all).await?;
+            events = changes_between(call, version, all.version).await?;
+            page.items = without(events, all.items, version)?;
+            page.items
+                .retain(|s| (s.namespace.as_str(), s.name.as_str()) > (after.0.as_str(), after.1.as_str()));
+            let wanted = if limited { request.limit } else { page.items.len() };
+            page.remaining = page.items.len().saturating_sub(wanted) as u64;
+            page.items.truncate(wanted);
+        }
+        page.version = version;
     }
-    // A continued list keeps the version of its first page: a watch from there sees every change of the later pages again.
-    let version = first_version.unwrap_or(page.version);
+    let version = page.version;
     let next = match page.items.last() {
         Some(last) if limited && page.remaining > 0 => Some((
             Continue::token(version, last),
@@ -347,12 +367,8 @@ fn select(call: &Call, selection: &Selection, stored: Vec<Stored>) -> Result<Vec
     Ok(items)
 }
 
-/// Undoes what happened after version `exact`.
-async fn at_version(call: &Call, items: Vec<Stored>, mut from: u64, exact: u64) -> Result<Vec<Stored>, Failure> {
-    let mut by_name: std::collections::BTreeMap<(String, String), Stored> = items
-        .into_iter()
-        .map(|s| ((s.namespace.clone(), s.name.clone()), s))
-        .collect();
+/// What happened after version `exact`, up to `from`.
+async fn changes_between(call: &Call, exact: u64, mut from: u64) -> Result<Vec<Arc<HistoryEvent>>, Failure> {
     let namespace = (!call.place.namespace.is_empty()).then(|| call.place.namespace.clone());
     let mut events = Vec::new();
     let mut after = exact;
@@ -371,6 +387,15 @@ async fn at_version(call: &Call, items: Vec<Stored>, mut from: u64, exact: u64) 
         after = upto;
         from = from.min(upto.max(from));
     }
+    Ok(events)
+}
+
+/// Objects as they were at version `exact`, before these changes.
+fn without(events: Vec<Arc<HistoryEvent>>, items: Vec<Stored>, exact: u64) -> Result<Vec<Stored>, Failure> {
+    let mut by_name: std::collections::BTreeMap<(String, String), Stored> = items
+        .into_iter()
+        .map(|s| ((s.namespace.clone(), s.name.clone()), s))
+        .collect();
     for event in events.into_iter().rev() {
         let key = (event.namespace.clone(), event.name.clone());
         match (&event.previous, event.kind) {
