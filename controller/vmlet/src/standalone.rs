@@ -32,7 +32,9 @@ pub async fn run(args: Standalone, shutdown: CancellationToken) -> Result<()> {
     apply_crds(&client).await?;
 
     // Order matters: what is served must be there before someone can ask for it.
-    let bound = api.serve(args.listen).await.context("--listen")?;
+    let bound = api.serve(args.listen).await.context(
+        "the API cannot be served there (is another one running? --listen takes another address, with port 0 a free one)",
+    )?;
     if let Some(path) = &args.write_kubeconfig {
         api.write_kubeconfig(bound, path)
             .with_context(|| format!("--write-kubeconfig {}", path.display()))?;
