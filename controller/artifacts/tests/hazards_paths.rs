@@ -250,6 +250,122 @@ fn h20_a_whiteout_through_a_link_of_its_own_layer_is_one_of_nothing() {
     );
 }
 
+/// The same tree whatever the order of the upper layer's markers among its entries: as given, first, last.
+fn anywhere(lower: &[Member], upper: &[Member], expected: &[(&str, &str)]) {
+    let is_marker = |member: &&Member| String::from_utf8_lossy(&member.name).contains(".wh.");
+    let (markers, entries): (Vec<&Member>, Vec<&Member>) = upper.iter().partition(is_marker);
+    let join = |parts: [&[&Member]; 2]| -> Vec<Member> { parts.concat().into_iter().cloned().collect() };
+    let backwards: Vec<&Member> = markers.iter().rev().copied().collect();
+    for upper in [
+        upper.to_vec(),
+        join([&markers, &entries]),
+        join([&backwards, &entries]),
+        join([&entries, &backwards]),
+    ] {
+        let names: Vec<_> = upper
+            .iter()
+            .map(|member| member.name.escape_ascii().to_string())
+            .collect();
+        assert_eq!(list(&[lower, &upper]), tree(expected), "{names:?}");
+    }
+}
+
+#[test]
+fn h20_a_marker_does_not_follow_a_link_that_its_own_layer_replaces_or_hides() {
+    let lower = [
+        dir("usr"),
+        dir("usr/lib"),
+        file("usr/lib/keep", "x"),
+        symlink("lib", "usr/lib"),
+    ];
+    let kept = [("/usr", "dir"), ("/usr/lib", "dir"), ("/usr/lib/keep", "\"x\"")];
+    let with = |more: &[(&'static str, &'static str)]| [&kept[..], more].concat();
+    let (opaque, whiteout) = (file("lib/.wh..wh..opq", ""), file("lib/.wh.keep", ""));
+    for marker in [opaque.clone(), whiteout.clone()] {
+        let now = with(&[("/lib", "dir"), ("/lib/new", "\"y\"")]);
+        anywhere(&lower, &[dir("lib"), marker.clone(), file("lib/new", "y")], &now);
+        anywhere(
+            &lower,
+            &[file(".wh.lib", ""), marker.clone(), dir("lib"), file("lib/new", "y")],
+            &now,
+        );
+        anywhere(
+            &lower,
+            &[file(".wh.lib", ""), marker.clone(), file("lib/new", "y")],
+            &now,
+        );
+        anywhere(&lower, &[file("lib", "y"), marker.clone()], &with(&[("/lib", "\"y\"")]));
+        anywhere(
+            &lower,
+            &[member(b'6', "lib"), marker.clone()],
+            &with(&[("/lib", "fifo")]),
+        );
+        anywhere(
+            &lower,
+            &[symlink("lib", "usr"), marker.clone()],
+            &with(&[("/lib", "-> usr")]),
+        );
+        anywhere(&lower, &[file(".wh.lib", ""), marker.clone()], &kept);
+        // By another way to the same link.
+        let aliased = [&lower[..], &[symlink("here", "."), symlink("up", "usr/../here")]].concat();
+        let all = with(&[("/here", "-> ."), ("/lib", "dir"), ("/up", "-> usr/../here")]);
+        anywhere(&aliased, &[dir("here/lib"), marker.clone()], &all);
+        anywhere(&aliased, &[dir("up/lib"), marker.clone()], &all);
+        let hidden = with(&[("/here", "-> ."), ("/up", "-> usr/../here")]);
+        anywhere(&aliased, &[file("up/.wh.lib", ""), marker.clone()], &hidden);
+        // An entry that goes through a link that is replaced is another one: this link is still there, and followed.
+        let other = [&lower[..], &[dir("d"), symlink("d/l", "../usr/lib"), symlink("e", "d")]].concat();
+        let through = file(
+            &String::from_utf8(marker.name.clone()).unwrap().replace("lib/", "d/l/"),
+            "",
+        );
+        anywhere(
+            &other,
+            &[dir("e"), dir("e/l"), through],
+            &[
+                ("/d", "dir"),
+                ("/d/l", "-> ../usr/lib"),
+                ("/e", "dir"),
+                ("/e/l", "dir"),
+                ("/lib", "-> usr/lib"),
+                ("/usr", "dir"),
+                ("/usr/lib", "dir"),
+            ],
+        );
+    }
+    // A link that goes with its directory; one of two on the way.
+    let deep = [&lower[..], &[dir("d"), symlink("d/l", "/lib"), symlink("m", "d/l")]].concat();
+    let through = [file("d/l/.wh.keep", ""), file("m/.wh..wh..opq", "")];
+    let rest = with(&[("/lib", "-> usr/lib"), ("/m", "-> d/l")]);
+    for gone in [file(".wh.d", ""), file("d/.wh..wh..opq", ""), file("d", "y")] {
+        let word = match &gone.name[..] {
+            b".wh.d" => None,
+            b"d" => Some("\"y\""),
+            _ => Some("dir"),
+        };
+        let now: Vec<_> = rest.iter().copied().chain(word.map(|word| ("/d", word))).collect();
+        anywhere(&deep, &[&[gone][..], &through].concat(), &now);
+    }
+    let now = with(&[("/d", "dir"), ("/d/l", "-> /lib"), ("/lib", "dir"), ("/m", "-> d/l")]);
+    anywhere(&deep, &[&[dir("lib")][..], &through].concat(), &now);
+    // A loop that the layer ends.
+    let round = [&lower[..], &[symlink("a", "b"), symlink("b", "a")]].concat();
+    let now = with(&[("/a", "dir"), ("/b", "-> a"), ("/lib", "-> usr/lib")]);
+    anywhere(
+        &round,
+        &[dir("a"), file("a/.wh.keep", ""), file("b/.wh..wh..opq", "")],
+        &now,
+    );
+    // Through a link that it hides itself a marker goes.
+    let own = [dir("usr"), file("usr/x", "x"), symlink("usr/self", ".")];
+    anywhere(&own, &[file("usr/self/.wh..wh..opq", "")], &[("/usr", "dir")]);
+    anywhere(
+        &own,
+        &[file("usr/self/.wh.self", "")],
+        &[("/usr", "dir"), ("/usr/x", "\"x\"")],
+    );
+}
+
 #[test]
 fn h21_whiteouts_without_a_name_are_refused() {
     for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {

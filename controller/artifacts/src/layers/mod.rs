@@ -14,6 +14,7 @@ pub mod chunks;
 pub mod decode;
 pub mod disk;
 pub mod header;
+pub mod markers;
 pub mod member;
 pub mod merge;
 pub mod path;
