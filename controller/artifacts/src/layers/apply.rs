@@ -27,12 +27,12 @@ pub trait Store {
     /// Those of the content, and those of the store.
     fn store(&mut self, content: &mut dyn Content) -> Result<Self::Data, LayerError>;
 
-    /// Whether an entry with these extended attributes could be kept.
+    /// The bytes that are needed to keep these extended attributes of one entry, beside those that any entry needs.
     ///
     /// # Errors
-    /// Those that could not.
-    fn check(&self, _xattrs: &[(Vec<u8>, Vec<u8>)], _directory: bool) -> Result<(), LayerError> {
-        Ok(())
+    /// Those that could not be kept.
+    fn check(&self, _xattrs: &[(Vec<u8>, Vec<u8>)], _directory: bool) -> Result<u64, LayerError> {
+        Ok(0)
     }
 
     /// Data that lost to a later layer.
@@ -49,6 +49,12 @@ pub trait Content {
     /// # Errors
     /// A broken archive or a failed read.
     fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError>;
+
+    /// Is told how many more bytes the content takes where it is kept.
+    ///
+    /// # Errors
+    /// They are too many for the image.
+    fn take(&mut self, bytes: u64) -> Result<(), LayerError>;
 }
 
 /// One layer to be applied.
@@ -169,13 +175,15 @@ pub fn read_layer<S: Store>(
         };
         if !member.xattrs.is_empty() && !matches!(member.kind, MemberKind::HardLink(_)) {
             let directory = member.kind == MemberKind::Directory;
-            store.check(&member.xattrs, directory).map_err(refused)?;
+            let taken = store.check(&member.xattrs, directory);
+            taken.and_then(|bytes| budget.disk(bytes)).map_err(refused)?;
         }
         let kind = match member.kind {
             MemberKind::File { .. } => {
                 let mut content = Rest {
                     members: &mut members,
                     position: Position::default(),
+                    budget,
                 };
                 RecordKind::Inode(Inode::File(store.store(&mut content).map_err(refused)?))
             }
@@ -223,11 +231,16 @@ fn check_device(path: &[u8], major: u32, minor: u32) -> Result<(), LayerError> {
 struct Rest<'a, R> {
     members: &'a mut Members<R>,
     position: Position,
+    budget: &'a mut Budget,
 }
 
 impl<R: Read> Content for Rest<'_, R> {
     fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError> {
         self.members.content(buf, &mut self.position)
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), LayerError> {
+        self.budget.disk(bytes)
     }
 }
 

@@ -483,8 +483,7 @@ impl<D> Tree<D> {
                 show(name)
             )));
         }
-        self.budget.entry()?;
-        self.budget.metadata(name.len())?;
+        self.budget.implied(name)?;
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
             self.unlink(old);
