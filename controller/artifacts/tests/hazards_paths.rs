@@ -501,6 +501,20 @@ fn h30_names_of_255_bytes_are_exact_and_one_more_is_refused() {
     ));
 }
 
+#[test]
+fn h30_a_whiteout_hides_a_name_of_255_bytes_and_is_refused_for_one_more() {
+    for (length, above) in [(251, ""), (252, ""), (255, ""), (255, "d/")] {
+        let (name, beside) = ("n".repeat(length), format!("{above}beside"));
+        let lower = [file(&format!("{above}{name}"), "x"), file(&beside, "y")];
+        let found = list(&[&lower, &[file(&format!("{above}.wh.{name}"), "")]]);
+        assert_eq!(found, list(&[&[file(&beside, "y")]]), "{length}");
+    }
+    for name in ["n".repeat(256), format!("d/{}", "n".repeat(256))] {
+        let marker = name.replacen('n', ".wh.n", 1);
+        malformed(&[&[file(&marker, "")]], "has 256 bytes; a file system holds 255");
+    }
+}
+
 /// A file of this name, with what a ustar header has before it.
 fn prefixed(prefix: &str, name: &str, change: impl Fn(&mut [u8; 512])) -> Vec<u8> {
     let mut bytes = tar(&[file(name, "x"), file("after", "y")]);
