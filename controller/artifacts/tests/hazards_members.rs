@@ -40,6 +40,36 @@ fn h33_pax_overrides_size_owner_and_path() {
 }
 
 #[test]
+fn h33_numbers_of_a_header_may_have_nuls_and_spaces_on_both_sides() {
+    let with = |size: &[u8; 12], mode: &[u8; 8]| {
+        let mut bytes = tar(&[file("a", "content"), file("after", "x")]);
+        let header: &mut [u8; 512] = bytes.first_chunk_mut().unwrap();
+        header[124..136].copy_from_slice(size);
+        header[100..108].copy_from_slice(mode);
+        seal(header);
+        apply(vec![bytes], &Limits::default())
+    };
+    for (size, mode) in [
+        (b"00000000007\0", b"0000755\0"),
+        (b"\x0000000000007", b"\x000000755"),
+        (b"\0\0\0\0\0\0\0\0\0\x007 ", b"\0 \x00755 \0"),
+        (b"          7 ", b"   755 \0"),
+    ] {
+        let mut tree = with(size, mode).unwrap();
+        assert_eq!(content_of(&mut tree, "a").bytes, b"content");
+        assert_eq!(attributes(&mut tree, "a").0, 0o755);
+        assert!(tree.lookup(b"after").unwrap().is_some());
+    }
+    for (size, mode) in [
+        (b"\0\0x\0\0\0\0\0\0\0\x007", b"0000755\0"),
+        (b"00000000007\0", b"\x00755 7\0\0"),
+    ] {
+        let error = with(size, mode).map(drop).unwrap_err();
+        assert!(error.to_string().contains("\"a\" has a bad "), "{error}");
+    }
+}
+
+#[test]
 fn h34_a_global_pax_header_is_no_entry_and_is_not_applied() {
     let global = Member {
         content: b"52 comment=0123456789012345678901234567890123456789\n12 path=bad\n".to_vec(),

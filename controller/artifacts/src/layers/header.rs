@@ -146,7 +146,8 @@ fn text(field: &[u8]) -> &[u8] {
     field.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-/// A numeric field: octal digits, or base 256 (two's complement) when the first bit is set.
+/// A numeric field: octal digits with spaces and NULs around them, of which an empty one has only these (0), or base 256
+/// (two's complement) when the first bit is set. As Go's archive/tar has it.
 fn number(field: &[u8]) -> Option<i128> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
@@ -163,14 +164,17 @@ fn number(field: &[u8]) -> Option<i128> {
         }
         return Some(value);
     }
-    let trimmed = text(field).trim_ascii();
-    if trimmed.is_empty() {
+    let padding = |byte: &u8| matches!(byte, b' ' | 0);
+    let Some(begin) = field.iter().position(|byte| !padding(byte)) else {
         return Some(0);
-    }
-    trimmed.iter().try_fold(0i128, |value, digit| match digit {
-        b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
-        _ => None,
-    })
+    };
+    let end = field.iter().rposition(|byte| !padding(byte))?;
+    text(&field[begin..=end])
+        .iter()
+        .try_fold(0i128, |value, digit| match digit {
+            b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -182,6 +186,22 @@ mod tests {
         assert_eq!(number(b"0000644\0"), Some(0o644));
         assert_eq!(number(b"   644 \0"), Some(0o644));
         assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(b"        "), Some(0));
+        // Fields are filled up on either side.
+        assert_eq!(number(b"\x00000644\0"), Some(0o644));
+        assert_eq!(number(b"\0\0 644\0 "), Some(0o644));
+        assert_eq!(number(b" \0\0 \0  7"), Some(7));
+        assert_eq!(number(b"644\0 junk"), Some(0o644));
+        for bad in [
+            &b"64 4\0\0\0\0"[..],
+            b"644 \0 x",
+            b"\0\0x644\0",
+            b"0x644\0\0\0",
+            b"\t644\0\0\0\0",
+            b"+644\0\0\0\0",
+        ] {
+            assert_eq!(number(bad), None, "{}", bad.escape_ascii());
+        }
         assert_eq!(number(b"00000089"), None);
         assert_eq!(number(b"-0000001"), None);
         assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]), Some(0xffff_ffff));
