@@ -551,7 +551,28 @@ fn h30_the_prefix_of_ustar_and_of_star_is_the_beginning_of_the_name() {
     }
     // GNU keeps times in its place, and tar of 1979 nothing.
     let gnu = |header: &mut [u8; 512]| header[257..265].copy_from_slice(b"ustar  \0");
-    assert_eq!(names(prefixed("14524770137", "f", gnu)), "/f");
+    for times in [
+        "14524770137",
+        "14524770137\x0014524770137",
+        "\0",
+        " 7 \0",
+        "\0usr/lib",
+        "12345670123",
+    ] {
+        assert_eq!(names(prefixed(times, "f", gnu)), "/f");
+    }
+    // Go before 1.8 wrote a prefix behind GNU's magic; it is one where it is no time, and ASCII.
+    for prefix in [
+        "usr",
+        "usr/lib/something/long",
+        &path(154),
+        "14524770137/x",
+        "14524770137\x0014524770137x",
+    ] {
+        let whole = prefix.split('\0').next().unwrap();
+        assert_eq!(names(prefixed(prefix, &longest, gnu)), format!("/{whole}/{longest}"));
+    }
+    assert_eq!(names(prefixed("usr/l\u{ed}b", "f", gnu)), "/f");
     assert_eq!(names(prefixed("junk", "f", |header| header[257..265].fill(0))), "/f");
     // Rules for names hold for what both make.
     let wrong = apply(vec![prefixed("a/..", "b", |_| ())], &Limits::default()).map(drop);

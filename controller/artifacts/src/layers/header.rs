@@ -61,20 +61,29 @@ impl<'a> Header<'a> {
     /// The name, with ustar's prefix.
     pub fn name(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
-        if self.format() != Format::Ustar {
-            return name.to_vec();
-        }
-        // star keeps two time stamps at the end of the prefix field.
-        let prefix = if &self.0[508..512] == b"tar\0" {
-            &self.0[345..476]
-        } else {
-            &self.0[345..500]
+        let prefix = match self.format() {
+            Format::V7 => &[],
+            // star keeps two time stamps at the end of the prefix field.
+            Format::Ustar if &self.0[508..512] == b"tar\0" => text(&self.0[345..476]),
+            Format::Ustar => text(&self.0[345..500]),
+            Format::Gnu => self.prefix_of_old_go(),
         };
-        let prefix = text(prefix);
         if prefix.is_empty() {
             name.to_vec()
         } else {
             [prefix, b"/", name].concat()
+        }
+    }
+
+    /// GNU has two time stamps where ustar has its prefix. Go before 1.8 wrote a prefix there all the same; as its successors
+    /// do, what is no time stamp and is ASCII is taken for one (https://golang.org/issues/12594).
+    fn prefix_of_old_go(&self) -> &[u8] {
+        let times = [&self.0[345..357], &self.0[357..369]];
+        let is_time = |field: &&[u8]| field[0] == 0 || number(field).is_some();
+        let prefix = text(&self.0[345..500]);
+        match times.iter().all(is_time) || !prefix.is_ascii() {
+            true => &[],
+            false => prefix,
         }
     }
 
