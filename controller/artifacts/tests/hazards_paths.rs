@@ -591,9 +591,24 @@ fn h30_a_long_name_by_pax_is_exact_as_one_by_gnu_is() {
         let found = list(&[&[by_pax], &[link]]);
         assert_eq!(found, list(&[&[file(&name, "x"), hardlink("link", &name)]]));
         assert_eq!(found[&format!("/{name}")], "\"x\" x2");
-        // It wins over ustar's prefix and over GNU's long name.
-        let gnu = file(&"g".repeat(120), "x").pax("path", name.as_bytes());
-        assert_eq!(list(&[&[gnu]]), list(&[&[file(&name, "x")]]));
+        // GNU's long names win over PAX, whichever is first.
+        let (gnu, target) = ("g".repeat(120), "t".repeat(120));
+        let long = file(&gnu, "x").pax("path", name.as_bytes());
+        assert_eq!(list(&[&[long]]), list(&[&[file(&gnu, "x")]]));
+        let link = symlink("l", &target).pax("linkpath", name.as_bytes());
+        assert_eq!(list(&[&[link]]), list(&[&[symlink("l", &target)]]));
+        let by_gnu = Member {
+            content: b"gnu".to_vec(),
+            ..member(b'L', "././@LongLink")
+        };
+        let by_pax = file("short", "x").pax("path", name.as_bytes());
+        assert_eq!(list(&[&[by_gnu, by_pax.clone()]]), tree(&[("/gnu", "\"x\"")]));
+        // An empty one is none.
+        let empty = Member {
+            content: vec![0],
+            ..member(b'L', "././@LongLink")
+        };
+        assert_eq!(list(&[&[empty, by_pax]]), list(&[&[file(&name, "x")]]));
     }
 }
 
