@@ -12,7 +12,7 @@ use super::budget::{Budget, wanted};
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
-use super::{LayerError, decode, show};
+use super::{LayerError, TooManyBytes, decode, show};
 use crate::reference::{Digest, Hasher};
 use crate::types::Limits;
 
@@ -128,10 +128,12 @@ fn merge<S: Store>(
                 },
                 &diff_id,
                 bytes_left,
+                limits.uncompressed_bytes,
             );
             let layer = read_layer(&mut input, store, limits, tree.budget())?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.
-            io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
+            let rest = io::copy(&mut input, &mut io::sink());
+            rest.map_err(|error| LayerError::Read(error).after(layer.last()))?;
             bytes_left = input.left;
             input.check(diff_id)?;
             tree.apply(layer)?;
@@ -157,7 +159,7 @@ pub fn read_layer<S: Store>(
 ) -> Result<Layer<S::Data>, LayerError> {
     let mut members = Members::new(input);
     let mut layer = Layer::default();
-    while let Some(member) = members.next()? {
+    while let Some(member) = members.next().map_err(|error| error.after(layer.last()))? {
         let refused = |error: LayerError| error.of(&member.name);
         budget.entry().and_then(|()| budget.member(&member)).map_err(refused)?;
         let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
@@ -185,7 +187,9 @@ pub fn read_layer<S: Store>(
                     position: Position::default(),
                     budget,
                 };
-                RecordKind::Inode(Inode::File(store.store(&mut content).map_err(refused)?))
+                let stored = store.store(&mut content);
+                let stored = stored.map_err(|error| refused(error).after(layer.last()));
+                RecordKind::Inode(Inode::File(stored?))
             }
             MemberKind::Directory => RecordKind::Directory,
             MemberKind::HardLink(target) => {
@@ -275,7 +279,14 @@ fn inflate_one(
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What came before it was whole.
+                    piece.truncate(filled);
+                    return match pieces.send(Piece::Bytes(piece)) {
+                        Ok(()) => Err(error),
+                        Err(_) => Ok(false),
+                    };
+                }
             }
         }
         if filled == 0 {
@@ -326,14 +337,17 @@ struct Hashed<R> {
     inner: R,
     hasher: Option<Hasher>,
     left: u64,
+    /// What was left at the beginning of the image.
+    most: u64,
 }
 
 impl<R: Read> Hashed<R> {
-    fn new(inner: R, digest: &Option<Digest>, left: u64) -> Self {
+    fn new(inner: R, digest: &Option<Digest>, left: u64, most: u64) -> Self {
         Hashed {
             inner,
             hasher: digest.as_ref().map(Digest::hasher),
             left,
+            most,
         }
     }
 
@@ -356,10 +370,8 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "the image is larger than allowed when it is uncompressed",
-            )
+            let bound = TooManyBytes(self.most);
+            io::Error::new(io::ErrorKind::FileTooLarge, bound)
         })?;
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buf[..n]);

@@ -111,6 +111,14 @@ pub struct Layer<D> {
     pub records: Chunks<Record<D>>,
 }
 
+impl<D> Layer<D> {
+    /// The path of the last entry.
+    pub(super) fn last(&self) -> Option<&[u8]> {
+        let at = self.records.len().checked_sub(1)?;
+        self.records.get(at).map(|record| &record.path[..])
+    }
+}
+
 impl<D> Default for Layer<D> {
     fn default() -> Self {
         Layer {
