@@ -311,12 +311,13 @@ pub struct Limits {
     pub layers: usize,
     /// Entries (files, directories, …) of one image, all layers together.
     pub entries: u64,
-    /// Bytes of paths, link targets and extended attributes (64 more for each of these) of one image, all layers
+    /// Bytes of paths, link targets and extended attributes (128 more for each of these) of one image, all layers
     /// together: they are held in memory until the disk is finished.
     pub metadata_bytes: u64,
     /// Bytes of one path.
     pub path_bytes: usize,
-    /// Uncompressed bytes of one image, all layers together.
+    /// Uncompressed bytes of one image, all layers together; and bytes that its files, directories, long links and extended
+    /// attributes take on the disk, rounded up to blocks.
     pub uncompressed_bytes: u64,
     /// Bytes of a zstd window.
     pub zstd_window_bytes: u64,

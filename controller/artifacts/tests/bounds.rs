@@ -8,7 +8,7 @@ mod support;
 
 use std::io::{Cursor, Read};
 
-use support::disk::{on_disk, on_disk_of};
+use support::disk::{on_disk, on_disk_of, on_disk_within};
 use support::raw::{Member, apply, dir, file, hardlink, list, member, open_tar, seal, symlink, tar};
 use support::scripted::{Image, open_with, source};
 use support::web::{Reply, Web};
@@ -25,7 +25,7 @@ use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::reference::Digest;
 use vmlet_artifacts::types::{Failure, ImageDisk, Limits, Source};
-use vmlet_ext4::{Options, Size, Writer};
+use vmlet_ext4::{FreeSpace, Options, Size, Writer};
 
 /// Reads everything and keeps nothing but the number of pieces that are holes.
 #[derive(Default)]
@@ -419,7 +419,8 @@ async fn an_image_that_does_not_fit_leaves_no_file_and_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_behind_a_url_ends_at_its_bound_also_when_it_is_inflated() {
-    let bytes = tar(&[file("f", "x")]);
+    // It takes less on the disk than in the tar.
+    let bytes = tar(&[file("f", &"x".repeat(4096))]);
     let size = bytes.len() as u64;
     for (served, most, fits) in [
         (bytes.clone(), size, true),
@@ -505,13 +506,79 @@ fn what_is_kept_in_memory_of_all_entries_is_bounded() {
         metadata(1 << 19, &[&[symlink("s", &"t".repeat(1 << 19))]]),
         "\"s\": the image has more than",
     );
-    // Attributes with names and values, and 64 for each.
+    // Attributes with names and values, and 128 for each.
     let attributed = file("f", "")
         .pax("SCHILY.xattr.user.a", b"value")
         .pax("SCHILY.xattr.user.b", b"");
-    bounded(1 + (6 + 5 + 64) + (6 + 64), &[&[attributed]], "f");
+    bounded(1 + (6 + 5 + 128) + (6 + 128), &[&[attributed]], "f");
     // The names of implied directories.
     bounded(2 + 3 + 1, &[&[symlink("l", "d"), file("l/f", "")]], "l/f");
+}
+
+#[test]
+fn what_an_image_takes_on_its_disk_is_bounded_like_its_bytes() {
+    const BLOCK: u64 = 4096;
+    let within = |most: u64, layers: &[&[Member]]| {
+        let limits = Limits {
+            uncompressed_bytes: most,
+            ..Limits::default()
+        };
+        let free = FreeSpace { percent: 0, bytes: 0 };
+        let layers = layers.iter().map(|members| tar(members)).collect();
+        on_disk_within(&limits, Size::Auto { free }, layers).map(drop)
+    };
+    let bounded = |blocks: u64, beside: u64, layers: &[&[Member]], last: &str| {
+        let most = blocks * BLOCK + beside;
+        within(most, layers).unwrap();
+        let said = within(most - 1, layers).unwrap_err();
+        let rule = format!("{last}: the image takes more than {} bytes on the disk", most - 1);
+        assert!(said.starts_with(&rule), "{rule}: {said}");
+    };
+    // A sparse file of regions of one byte, each of which takes a block. What an upper layer hides was written, too.
+    let regions: Vec<String> = (0..100).map(|n| format!("{},1", n * BLOCK)).collect();
+    let sparse = file("s", &"x".repeat(100))
+        .pax("GNU.sparse.size", (100 * BLOCK).to_string().as_bytes())
+        .pax("GNU.sparse.map", regions.join(",").as_bytes());
+    bounded(100, 0, &[std::slice::from_ref(&sparse)], "layer 1: \"s\"");
+    bounded(
+        101,
+        0,
+        &[std::slice::from_ref(&sparse), &[file("s", "x")]],
+        "layer 2: \"s\"",
+    );
+    // Files of one byte; holes and runs of zeros are free.
+    let tiny: Vec<Member> = (0..40).map(|n| file(&format!("f{n}"), "x")).collect();
+    bounded(40, 0, &[&tiny], "layer 1: \"f39\"");
+    let mut zeros = file("z", "");
+    zeros.content = vec![0; 64 << 10];
+    within(100 << 10, &[&[zeros]]).unwrap();
+    // Extended attributes of which the values get an inode each: as many as have no room in one block with the others.
+    let named = |member: Member, n: usize| member.pax(&format!("SCHILY.xattr.user.{n:03}"), &[7; 400]);
+    let many = (0..20).fold(file("f", ""), named);
+    // 20 of 20 + 400 bytes, of which 9 have room in 4060 bytes together with the names of the others.
+    bounded(1 + 11, 11 * 256, &[&[many]], "layer 1: \"f\"");
+    bounded(
+        1,
+        0,
+        &[&[file("f", "").pax("SCHILY.xattr.user.v", &[7; 100])]],
+        "layer 1: \"f\"",
+    );
+    bounded(
+        3,
+        256,
+        &[&[file("f", "").pax("SCHILY.xattr.user.v", &[7; 5000])]],
+        "layer 1: \"f\"",
+    );
+    // Directories, also implied ones, and targets that have no room in the inode.
+    let dirs: Vec<Member> = (0..20).map(|n| dir(&format!("d{n}"))).collect();
+    bounded(20, 0, &[&dirs], "layer 1: \"d19\"");
+    bounded(3, 0, &[&[file("a/b/c/f", "")]], "layer 1: \"a/b/c/f\"");
+    let links = |length: usize| -> Vec<Member> {
+        let target = "t".repeat(length);
+        (0..20).map(|n| symlink(&format!("l{n}"), &target)).collect()
+    };
+    bounded(20, 0, &[&links(60)], "layer 1: \"l19\"");
+    within(20 << 10, &[&links(59)]).unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::io::Cursor;
 use support::disk::on_disk;
 use support::raw::{
     Member, Memory, apply, attributes, content as content_of, dir, file, list, listed, member, merge, open_tar,
-    refused, seal, symlink, tar, tree,
+    refused, seal, symlink, tar, tree, xattrs,
 };
 use support::{gzip, zstd};
 use vmlet_artifacts::layers::LayerError;
@@ -37,6 +37,76 @@ fn h33_pax_overrides_size_owner_and_path() {
     // linkpath, too.
     let link = symlink("l", "wrong").pax("linkpath", b"right");
     assert_eq!(list(&[&[link]])["/l"], "-> right");
+}
+
+#[test]
+fn h33_of_two_pax_headers_before_a_member_the_second_counts_alone() {
+    let header = |records: &[u8]| Member {
+        content: records.to_vec(),
+        ..member(b'x', "PaxHeaders/x")
+    };
+    let first = header(b"14 path=first\n12 uid=1234\n27 SCHILY.xattr.user.a=old\n");
+    let second = header(b"27 SCHILY.xattr.user.b=new\n");
+    let mut tree = merge(&[&[first.clone(), second, file("a", "x"), file("b", "y")]]).unwrap();
+    assert_eq!(listed(&tree), self::tree(&[("/a", "\"x\""), ("/b", "\"y\"")]));
+    assert_eq!(attributes(&mut tree, "a").1, 0);
+    assert_eq!(xattrs(&mut tree, "a"), [(b"user.b".to_vec(), b"new".to_vec())]);
+    // One that is broken is not made good by another.
+    assert!(merge(&[&[header(b"5 a=b"), first, file("a", "x")]]).is_err());
+}
+
+#[test]
+fn h35_the_real_name_of_a_sparse_file_is_one_of_sparse_files_only() {
+    let named = file("plain", "x").pax("GNU.sparse.name", b"real");
+    assert_eq!(list(&[std::slice::from_ref(&named)]), tree(&[("/plain", "\"x\"")]));
+    let version = named
+        .clone()
+        .pax("GNU.sparse.major", b"0")
+        .pax("GNU.sparse.minor", b"1");
+    assert_eq!(list(&[&[version]]), tree(&[("/plain", "\"x\"")]));
+    let directory = dir("plain").pax("GNU.sparse.name", b"real");
+    assert_eq!(list(&[&[directory]]), tree(&[("/plain", "dir")]));
+    let map = |member: Member| member.pax("GNU.sparse.size", b"1").pax("GNU.sparse.map", b"0,1");
+    assert_eq!(list(&[&[map(named)]]), tree(&[("/real", "\"x\"")]));
+    // It wins over all other names.
+    let long = file(&"g".repeat(120), "x")
+        .pax("path", b"pax")
+        .pax("GNU.sparse.name", b"real");
+    assert_eq!(list(&[&[map(long)]]), tree(&[("/real", "\"x\"")]));
+    for member in [dir("d"), symlink("s", "x"), member(b'6', "p")] {
+        let error = merge(&[&[map(member)]]).map(drop).unwrap_err();
+        assert!(error.to_string().contains("but is no file"), "{error}");
+    }
+}
+
+#[test]
+fn h33_numbers_of_a_header_may_have_nuls_and_spaces_on_both_sides() {
+    let with = |size: &[u8; 12], mode: &[u8; 8]| {
+        let mut bytes = tar(&[file("a", "content"), file("after", "x")]);
+        let header: &mut [u8; 512] = bytes.first_chunk_mut().unwrap();
+        header[124..136].copy_from_slice(size);
+        header[100..108].copy_from_slice(mode);
+        seal(header);
+        apply(vec![bytes], &Limits::default())
+    };
+    for (size, mode) in [
+        (b"00000000007\0", b"0000755\0"),
+        (b"\x0000000000007", b"\x000000755"),
+        (b"\0\0\0\0\0\0\0\0\0\x007 ", b"\0 \x00755 \0"),
+        (b"          7 ", b"   755 \0"),
+    ] {
+        let mut tree = with(size, mode).unwrap();
+        assert_eq!(content_of(&mut tree, "a").bytes, b"content");
+        assert_eq!(attributes(&mut tree, "a").0, 0o755);
+        assert!(tree.lookup(b"after").unwrap().is_some());
+    }
+    for (size, mode) in [
+        (b"\0\0x\0\0\0\0\0\0\0\x007", b"0000755\0"),
+        (b"00000000007\0", b"\x00755 7\0\0"),
+    ] {
+        let error = with(size, mode).map(drop).unwrap_err();
+        assert!(error.to_string().contains("\"a\" has a bad "), "{error}");
+    }
 }
 
 #[test]

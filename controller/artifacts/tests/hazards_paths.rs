@@ -250,6 +250,122 @@ fn h20_a_whiteout_through_a_link_of_its_own_layer_is_one_of_nothing() {
     );
 }
 
+/// The same tree whatever the order of the upper layer's markers among its entries: as given, first, last.
+fn anywhere(lower: &[Member], upper: &[Member], expected: &[(&str, &str)]) {
+    let is_marker = |member: &&Member| String::from_utf8_lossy(&member.name).contains(".wh.");
+    let (markers, entries): (Vec<&Member>, Vec<&Member>) = upper.iter().partition(is_marker);
+    let join = |parts: [&[&Member]; 2]| -> Vec<Member> { parts.concat().into_iter().cloned().collect() };
+    let backwards: Vec<&Member> = markers.iter().rev().copied().collect();
+    for upper in [
+        upper.to_vec(),
+        join([&markers, &entries]),
+        join([&backwards, &entries]),
+        join([&entries, &backwards]),
+    ] {
+        let names: Vec<_> = upper
+            .iter()
+            .map(|member| member.name.escape_ascii().to_string())
+            .collect();
+        assert_eq!(list(&[lower, &upper]), tree(expected), "{names:?}");
+    }
+}
+
+#[test]
+fn h20_a_marker_does_not_follow_a_link_that_its_own_layer_replaces_or_hides() {
+    let lower = [
+        dir("usr"),
+        dir("usr/lib"),
+        file("usr/lib/keep", "x"),
+        symlink("lib", "usr/lib"),
+    ];
+    let kept = [("/usr", "dir"), ("/usr/lib", "dir"), ("/usr/lib/keep", "\"x\"")];
+    let with = |more: &[(&'static str, &'static str)]| [&kept[..], more].concat();
+    let (opaque, whiteout) = (file("lib/.wh..wh..opq", ""), file("lib/.wh.keep", ""));
+    for marker in [opaque.clone(), whiteout.clone()] {
+        let now = with(&[("/lib", "dir"), ("/lib/new", "\"y\"")]);
+        anywhere(&lower, &[dir("lib"), marker.clone(), file("lib/new", "y")], &now);
+        anywhere(
+            &lower,
+            &[file(".wh.lib", ""), marker.clone(), dir("lib"), file("lib/new", "y")],
+            &now,
+        );
+        anywhere(
+            &lower,
+            &[file(".wh.lib", ""), marker.clone(), file("lib/new", "y")],
+            &now,
+        );
+        anywhere(&lower, &[file("lib", "y"), marker.clone()], &with(&[("/lib", "\"y\"")]));
+        anywhere(
+            &lower,
+            &[member(b'6', "lib"), marker.clone()],
+            &with(&[("/lib", "fifo")]),
+        );
+        anywhere(
+            &lower,
+            &[symlink("lib", "usr"), marker.clone()],
+            &with(&[("/lib", "-> usr")]),
+        );
+        anywhere(&lower, &[file(".wh.lib", ""), marker.clone()], &kept);
+        // By another way to the same link.
+        let aliased = [&lower[..], &[symlink("here", "."), symlink("up", "usr/../here")]].concat();
+        let all = with(&[("/here", "-> ."), ("/lib", "dir"), ("/up", "-> usr/../here")]);
+        anywhere(&aliased, &[dir("here/lib"), marker.clone()], &all);
+        anywhere(&aliased, &[dir("up/lib"), marker.clone()], &all);
+        let hidden = with(&[("/here", "-> ."), ("/up", "-> usr/../here")]);
+        anywhere(&aliased, &[file("up/.wh.lib", ""), marker.clone()], &hidden);
+        // An entry that goes through a link that is replaced is another one: this link is still there, and followed.
+        let other = [&lower[..], &[dir("d"), symlink("d/l", "../usr/lib"), symlink("e", "d")]].concat();
+        let through = file(
+            &String::from_utf8(marker.name.clone()).unwrap().replace("lib/", "d/l/"),
+            "",
+        );
+        anywhere(
+            &other,
+            &[dir("e"), dir("e/l"), through],
+            &[
+                ("/d", "dir"),
+                ("/d/l", "-> ../usr/lib"),
+                ("/e", "dir"),
+                ("/e/l", "dir"),
+                ("/lib", "-> usr/lib"),
+                ("/usr", "dir"),
+                ("/usr/lib", "dir"),
+            ],
+        );
+    }
+    // A link that goes with its directory; one of two on the way.
+    let deep = [&lower[..], &[dir("d"), symlink("d/l", "/lib"), symlink("m", "d/l")]].concat();
+    let through = [file("d/l/.wh.keep", ""), file("m/.wh..wh..opq", "")];
+    let rest = with(&[("/lib", "-> usr/lib"), ("/m", "-> d/l")]);
+    for gone in [file(".wh.d", ""), file("d/.wh..wh..opq", ""), file("d", "y")] {
+        let word = match &gone.name[..] {
+            b".wh.d" => None,
+            b"d" => Some("\"y\""),
+            _ => Some("dir"),
+        };
+        let now: Vec<_> = rest.iter().copied().chain(word.map(|word| ("/d", word))).collect();
+        anywhere(&deep, &[&[gone][..], &through].concat(), &now);
+    }
+    let now = with(&[("/d", "dir"), ("/d/l", "-> /lib"), ("/lib", "dir"), ("/m", "-> d/l")]);
+    anywhere(&deep, &[&[dir("lib")][..], &through].concat(), &now);
+    // A loop that the layer ends.
+    let round = [&lower[..], &[symlink("a", "b"), symlink("b", "a")]].concat();
+    let now = with(&[("/a", "dir"), ("/b", "-> a"), ("/lib", "-> usr/lib")]);
+    anywhere(
+        &round,
+        &[dir("a"), file("a/.wh.keep", ""), file("b/.wh..wh..opq", "")],
+        &now,
+    );
+    // Through a link that it hides itself a marker goes.
+    let own = [dir("usr"), file("usr/x", "x"), symlink("usr/self", ".")];
+    anywhere(&own, &[file("usr/self/.wh..wh..opq", "")], &[("/usr", "dir")]);
+    anywhere(
+        &own,
+        &[file("usr/self/.wh.self", "")],
+        &[("/usr", "dir"), ("/usr/x", "\"x\"")],
+    );
+}
+
 #[test]
 fn h21_whiteouts_without_a_name_are_refused() {
     for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {
@@ -385,6 +501,20 @@ fn h30_names_of_255_bytes_are_exact_and_one_more_is_refused() {
     ));
 }
 
+#[test]
+fn h30_a_whiteout_hides_a_name_of_255_bytes_and_is_refused_for_one_more() {
+    for (length, above) in [(251, ""), (252, ""), (255, ""), (255, "d/")] {
+        let (name, beside) = ("n".repeat(length), format!("{above}beside"));
+        let lower = [file(&format!("{above}{name}"), "x"), file(&beside, "y")];
+        let found = list(&[&lower, &[file(&format!("{above}.wh.{name}"), "")]]);
+        assert_eq!(found, list(&[&[file(&beside, "y")]]), "{length}");
+    }
+    for name in ["n".repeat(256), format!("d/{}", "n".repeat(256))] {
+        let marker = name.replacen('n', ".wh.n", 1);
+        malformed(&[&[file(&marker, "")]], "has 256 bytes; a file system holds 255");
+    }
+}
+
 /// A file of this name, with what a ustar header has before it.
 fn prefixed(prefix: &str, name: &str, change: impl Fn(&mut [u8; 512])) -> Vec<u8> {
     let mut bytes = tar(&[file(name, "x"), file("after", "y")]);
@@ -421,7 +551,28 @@ fn h30_the_prefix_of_ustar_and_of_star_is_the_beginning_of_the_name() {
     }
     // GNU keeps times in its place, and tar of 1979 nothing.
     let gnu = |header: &mut [u8; 512]| header[257..265].copy_from_slice(b"ustar  \0");
-    assert_eq!(names(prefixed("14524770137", "f", gnu)), "/f");
+    for times in [
+        "14524770137",
+        "14524770137\x0014524770137",
+        "\0",
+        " 7 \0",
+        "\0usr/lib",
+        "12345670123",
+    ] {
+        assert_eq!(names(prefixed(times, "f", gnu)), "/f");
+    }
+    // Go before 1.8 wrote a prefix behind GNU's magic; it is one where it is no time, and ASCII.
+    for prefix in [
+        "usr",
+        "usr/lib/something/long",
+        &path(154),
+        "14524770137/x",
+        "14524770137\x0014524770137x",
+    ] {
+        let whole = prefix.split('\0').next().unwrap();
+        assert_eq!(names(prefixed(prefix, &longest, gnu)), format!("/{whole}/{longest}"));
+    }
+    assert_eq!(names(prefixed("usr/l\u{ed}b", "f", gnu)), "/f");
     assert_eq!(names(prefixed("junk", "f", |header| header[257..265].fill(0))), "/f");
     // Rules for names hold for what both make.
     let wrong = apply(vec![prefixed("a/..", "b", |_| ())], &Limits::default()).map(drop);
@@ -440,9 +591,24 @@ fn h30_a_long_name_by_pax_is_exact_as_one_by_gnu_is() {
         let found = list(&[&[by_pax], &[link]]);
         assert_eq!(found, list(&[&[file(&name, "x"), hardlink("link", &name)]]));
         assert_eq!(found[&format!("/{name}")], "\"x\" x2");
-        // It wins over ustar's prefix and over GNU's long name.
-        let gnu = file(&"g".repeat(120), "x").pax("path", name.as_bytes());
-        assert_eq!(list(&[&[gnu]]), list(&[&[file(&name, "x")]]));
+        // GNU's long names win over PAX, whichever is first.
+        let (gnu, target) = ("g".repeat(120), "t".repeat(120));
+        let long = file(&gnu, "x").pax("path", name.as_bytes());
+        assert_eq!(list(&[&[long]]), list(&[&[file(&gnu, "x")]]));
+        let link = symlink("l", &target).pax("linkpath", name.as_bytes());
+        assert_eq!(list(&[&[link]]), list(&[&[symlink("l", &target)]]));
+        let by_gnu = Member {
+            content: b"gnu".to_vec(),
+            ..member(b'L', "././@LongLink")
+        };
+        let by_pax = file("short", "x").pax("path", name.as_bytes());
+        assert_eq!(list(&[&[by_gnu, by_pax.clone()]]), tree(&[("/gnu", "\"x\"")]));
+        // An empty one is none.
+        let empty = Member {
+            content: vec![0],
+            ..member(b'L', "././@LongLink")
+        };
+        assert_eq!(list(&[&[empty, by_pax]]), list(&[&[file(&name, "x")]]));
     }
 }
 

@@ -17,16 +17,28 @@ use vmlet_artifacts::layers::disk::DiskStore;
 use vmlet_artifacts::types::Limits;
 use vmlet_ext4::{FreeSpace, Options, Size, Writer};
 
-/// The usual allocator, which counts what each thread asks for.
+/// The usual allocator, which counts what each thread asks for, and holds.
 struct Counting;
 
 thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };
+    /// What is held now, and the most that was, as the heap of glibc rounds it up.
+    static HELD: Cell<(i64, i64)> = const { Cell::new((0, 0)) };
 }
 
 fn count(bytes: usize) {
     // Not while a thread ends.
     let _ = ASKED.try_with(|asked| asked.set(asked.get() + bytes as u64));
+    hold(bytes, 1);
+}
+
+fn hold(bytes: usize, sign: i64) {
+    let rounded = (bytes + 8).next_multiple_of(16).max(32) as i64;
+    let _ = HELD.try_with(|held| {
+        let (now, most) = held.get();
+        let now = now + sign * rounded;
+        held.set((now, most.max(now)));
+    });
 }
 
 // SAFETY: everything is done by the system's allocator.
@@ -38,12 +50,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        hold(layout.size(), -1);
         // SAFETY: as above.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        hold(layout.size(), -1);
         // SAFETY: as above.
         unsafe { System.realloc(memory, layout, size) }
     }
@@ -75,6 +89,37 @@ fn cost(layers: &[Vec<Member>]) -> (u64, u64) {
     let tree = flatten(inputs, &mut store, &limits, &cancel, &|| ()).map_err(|(_, error)| error.to_string());
     let summary = store.finish(tree.unwrap(), &cancel).unwrap();
     (ASKED.get() - before, summary.used)
+}
+
+/// The most that a merge of this layer and its disk hold at once.
+fn most_held(layer: Vec<Member>) -> i64 {
+    HELD.set((HELD.get().0, i64::MIN));
+    let before = HELD.get().0;
+    cost(&[layer]);
+    HELD.get().1 - before
+}
+
+#[test]
+fn extended_attributes_hold_no_more_memory_than_is_counted_of_them() {
+    let names: Vec<String> = (0..200).map(|n| format!("user.{n:03}")).collect();
+    let with = |value: &[u8]| -> Vec<Member> {
+        let attributed = |n: usize| {
+            names.iter().fold(file(&format!("f{n}"), ""), |member, name| {
+                member.pax(&format!("SCHILY.xattr.{name}"), value)
+            })
+        };
+        (0..300).map(attributed).collect()
+    };
+    let without = most_held((0..300).map(|n| file(&format!("f{n}"), "")).collect());
+    for value in [&b"v"[..], &[7; 40], &[7; 400]] {
+        // The tar itself is in memory twice here.
+        let layer = with(value);
+        let tar = 2 * tar(&layer).len() as i64;
+        let counted = 300 * 200 * (8 + value.len() as i64 + 128);
+        let held = most_held(layer) - without - tar;
+        println!("{} bytes each: {held} held, {counted} counted", value.len());
+        assert!(held <= counted, "{held} bytes held, {counted} counted");
+    }
 }
 
 /// Of four times as many entries, twice and twice again: at most twice of everything each time, with a tenth to spare.

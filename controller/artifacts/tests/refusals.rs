@@ -5,11 +5,13 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
-use support::disk::on_disk;
+use support::disk::{on_disk, on_disk_within};
 use support::raw::{Member, dir, file, hardlink, member, open_tar, seal, symlink, tar};
 use support::scripted::{Image, open_with, source};
-use support::{Tar, gzip, image};
+use support::{Tar, gzip, image, zstd};
 use vmlet_artifacts::reference::Digest;
+use vmlet_artifacts::types::Limits;
+use vmlet_ext4::{FreeSpace, Size};
 
 /// The words of a refusal of these members in a second layer.
 fn words(members: &[Member]) -> String {
@@ -146,6 +148,62 @@ fn an_entry_without_a_name_is_named_by_its_number() {
         said.contains("entry 1: an extension header has 2097152 bytes"),
         "{said}"
     );
+}
+
+#[test]
+fn a_damaged_stream_is_told_with_the_last_entry_that_was_whole() {
+    // What deflate and zstd cannot make shorter.
+    let noise: String = (0..400_000u64)
+        .map(|n| char::from(b'a' + (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59) as u8 % 26))
+        .collect();
+    let members = [file("first", &noise), file("second", &noise), file("third", "x")];
+    let bytes = tar(&members);
+    let ends = |count: usize| open_tar(&members[..count]).len();
+    for pack in [gzip, zstd] {
+        let whole = pack(&bytes);
+        let part = |end: usize| pack(&bytes[..end]).len();
+        // In the middle of the second entry, and of the first: zstd has its bytes in blocks of 128 KiB.
+        let middle = (part(ends(1)) + part(ends(2))) / 2;
+        let said = words_of(whole[..middle].to_vec());
+        assert!(said.starts_with("layer 2: after entry \"first\": "), "{said}");
+        let said = words_of(whole[..part(ends(1)) / 2].to_vec());
+        assert!(said.starts_with("layer 2: ") && !said.contains("after entry"), "{said}");
+    }
+    // Cut at the end, a wrong sum there, and garbage behind it.
+    let whole = gzip(&bytes);
+    let said = words_of(whole[..whole.len() - 3].to_vec());
+    assert!(said.starts_with("layer 2: after entry \"third\": "), "{said}");
+    let mut sum = whole.clone();
+    let at = sum.len() - 8;
+    sum[at] ^= 1;
+    let said = words_of(sum);
+    assert!(said.starts_with("layer 2: after entry \"third\": "), "{said}");
+    let said = words_of([whole, b"garbage".to_vec()].concat());
+    assert_eq!(
+        said,
+        "layer 2: after entry \"third\": there is garbage after the end of the gzip stream"
+    );
+}
+
+#[test]
+fn the_bound_of_uncompressed_bytes_is_told_with_its_layer_and_entry() {
+    let said = |most: u64, layer: &[Member]| {
+        let limits = Limits {
+            uncompressed_bytes: most,
+            ..Limits::default()
+        };
+        let layers = vec![tar(&[file("below", "")]), tar(layer)];
+        let free = FreeSpace { percent: 0, bytes: 0 };
+        on_disk_within(&limits, Size::Auto { free }, layers)
+            .map(drop)
+            .unwrap_err()
+    };
+    let layer = [file("small", ""), file("large", &"\0".repeat(10_000))];
+    let rule = |most: u64| format!("the image has more than {most} bytes when it is uncompressed");
+    // The first layer has 1536 bytes.
+    assert_eq!(said(4000, &layer), format!("layer 2: \"large\": {}", rule(4000)));
+    assert_eq!(said(2300, &layer), format!("layer 2: entry 2: {}", rule(2300)));
+    assert_eq!(said(2000, &layer), format!("layer 2: entry 1: {}", rule(2000)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,10 +72,15 @@ pub(crate) fn finish(mut writer: Writer, mut tree: Tree, wanted: &dyn Fn() -> bo
         let record = pass.record(*node)?;
         table.push(inode, &record, pass.writer)?;
     }
-    for (inode, record) in (pass.first_value..).zip(&pass.values) {
-        table.push(inode, record, pass.writer)?;
+    let values = std::mem::take(&mut pass.values);
+    for (inode, value) in (pass.first_value..).zip(&values) {
+        if inode.is_multiple_of(INODES_PER_LOOK) {
+            Error::unless(wanted)?;
+        }
+        let record = pass.value_record(inode, value)?;
+        table.push(inode, &record, pass.writer)?;
     }
-    let (directories, values) = (pass.directories, !pass.values.is_empty());
+    let (directories, values) = (pass.directories, !values.is_empty());
     let layout = groups::choose_layout(&mut writer, inodes)?;
 
     let map = resize_map(&layout);
@@ -171,7 +176,15 @@ struct Pass<'a> {
     /// The inode of the first of the following.
     first_value: u32,
     /// Values of extended attributes that have an inode of their own.
-    values: Vec<Record>,
+    values: Vec<Value>,
+}
+
+/// A value of an extended attribute that is on the disk and waits for its inode: there may be millions of them.
+struct Value {
+    /// Bytes of it, and their checksum.
+    size: u32,
+    sum: u32,
+    extents: Extents,
 }
 
 impl Pass<'_> {
@@ -255,6 +268,12 @@ impl Pass<'_> {
 
     /// Writes content that the pass itself made, whole blocks of it, and maps it.
     fn store(&mut self, record: &mut Record, inode: u32, bytes: &[u8]) -> Result<(), Error> {
+        let extents = self.write(bytes)?;
+        self.map(record, inode, extents.as_slice())
+    }
+
+    /// Writes whole blocks.
+    fn write(&mut self, bytes: &[u8]) -> Result<Extents, Error> {
         let mut extents = Extents::None;
         let mut rest = bytes;
         let mut logical = 0;
@@ -274,7 +293,7 @@ impl Pass<'_> {
             logical += length;
             rest = later;
         }
-        self.map(record, inode, extents.as_slice())
+        Ok(extents)
     }
 
     /// Maps extents into a record, with the tree below it if they are many.
@@ -291,16 +310,28 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Stores the value of an extended attribute. Its inode says the checksum of the value in place of an access time, and
-    /// how many share it in place of a version (here always one).
-    fn value(&mut self, inode: u32, value: &[u8]) -> Result<Record, Error> {
+    /// Stores the value of an extended attribute.
+    fn value(&mut self, value: &[u8]) -> Result<Value, Error> {
+        let mut blocks = value.to_vec();
+        blocks.resize(blocks.len().next_multiple_of(BLOCK), 0);
+        Ok(Value {
+            // No longer than 64 KiB.
+            size: value.len() as u32,
+            sum: xattr::value_sum(value, self.file_system_seed),
+            extents: self.write(&blocks)?,
+        })
+    }
+
+    /// The inode of a value: it says the checksum of the value in place of an access time, and how many share it in place of
+    /// a version (here always one).
+    fn value_record(&mut self, inode: u32, value: &Value) -> Result<Record, Error> {
         let created = self.writer.options.created.encode();
         let sum = Encoded {
-            seconds: xattr::value_sum(value, self.file_system_seed),
+            seconds: value.sum,
             extra: 0,
         };
         let mut record = Record {
-            size: value.len() as u64,
+            size: value.size.into(),
             flags: VALUE_FLAG,
             version: 1,
             ..internal(Times {
@@ -310,9 +341,7 @@ impl Pass<'_> {
                 crtime: created,
             })
         };
-        let mut blocks = value.to_vec();
-        blocks.resize(blocks.len().next_multiple_of(BLOCK), 0);
-        self.store(&mut record, inode, &blocks)?;
+        self.map(&mut record, inode, value.extents.as_slice())?;
         Ok(record)
     }
 
@@ -323,10 +352,10 @@ impl Pass<'_> {
         };
         let first = self.first_value + self.values.len() as u32;
         let (inside, block) = xattr::encode(xattrs, first, self.file_system_seed);
-        for (inode, xattr) in (first..).zip(xattr::apart(xattrs)) {
+        for xattr in xattr::apart(xattrs) {
             // What a value takes is on the account of the inode that it belongs to.
             record.blocks += xattr.value().len().div_ceil(BLOCK) as u64;
-            let value = self.value(inode, xattr.value())?;
+            let value = self.value(xattr.value())?;
             self.values.push(value);
         }
         record.xattrs = inside;

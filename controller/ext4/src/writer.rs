@@ -64,6 +64,7 @@ impl Writer {
             writer: self,
             extents: Extents::None,
             size: 0,
+            blocks: 0,
             next: 0,
             complete: false,
         })
@@ -150,6 +151,8 @@ pub struct FileWriter<'w> {
     writer: &'w mut Writer,
     extents: Extents,
     size: u64,
+    /// Blocks that were taken.
+    blocks: u64,
     /// The block of the file that comes next.
     next: u32,
     complete: bool,
@@ -198,6 +201,11 @@ impl FileWriter<'_> {
         self.next += (left / BLOCK64) as u32;
         self.writer.partial.resize((left % BLOCK64) as usize, 0);
         Ok(())
+    }
+
+    /// Bytes that it takes on the disk so far: whole blocks, without the last one while that is not full.
+    pub fn allocated(&self) -> u64 {
+        self.blocks * BLOCK64
     }
 
     /// Ends the content.
@@ -271,6 +279,7 @@ impl FileWriter<'_> {
                 length,
             });
             self.next += length;
+            self.blocks += u64::from(length);
             let (now, rest) = bytes.split_at(length as usize * BLOCK);
             self.writer.output.write(place.start, now)?;
             bytes = rest;

@@ -145,12 +145,20 @@ pub(crate) fn take_in(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<
     Ok(Some(Box::new(taken)))
 }
 
-/// Whether an inode can have these extended attributes together: what [`crate::Tree::add`] would say about them.
+/// The bytes that these extended attributes of one inode take on the disk beside it: whole blocks, that of the names and
+/// those of each value that has an inode of its own, and these inodes. Fails if an inode cannot have them together.
 ///
 /// # Errors
 /// Those of [`crate::Tree::add`] that concern extended attributes.
-pub fn check(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<(), Error> {
-    take_in(xattrs, directory).map(drop)
+pub fn check(xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<u64, Error> {
+    let Some(taken) = take_in(xattrs, directory)? else {
+        return Ok(0);
+    };
+    let own = |xattr: &&Xattr| INODE_SIZE + xattr.value.len().next_multiple_of(BLOCK);
+    let plan = Plan::of(&taken);
+    let block = plan.is_ok_and(|plan| plan.places.contains(&Place::Block));
+    let values: usize = apart(&taken).iter().map(own).sum();
+    Ok((values + if block { BLOCK } else { 0 }) as u64)
 }
 
 /// Where each of the sorted attributes of an inode goes.

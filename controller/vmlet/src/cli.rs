@@ -120,7 +120,7 @@ pub struct LimitArgs {
     /// Bytes of one path in an image.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub max_path_bytes: u16,
-    /// GiB of an image uncompressed, all layers together, and of a file behind a URL or a path.
+    /// GiB of an image uncompressed, and on its disk without free space, all layers together; and of a file behind a URL or a path.
     #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub max_image_gib: u32,
     /// MiB of the window of a layer compressed with zstd; its base-2 logarithm is rounded down.

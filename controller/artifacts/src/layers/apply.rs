@@ -12,7 +12,7 @@ use super::budget::{Budget, wanted};
 use super::member::{MemberKind, Members, Position, Segment};
 use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
-use super::{LayerError, decode, show};
+use super::{LayerError, TooManyBytes, decode, show};
 use crate::reference::{Digest, Hasher};
 use crate::types::Limits;
 
@@ -27,12 +27,12 @@ pub trait Store {
     /// Those of the content, and those of the store.
     fn store(&mut self, content: &mut dyn Content) -> Result<Self::Data, LayerError>;
 
-    /// Whether an entry with these extended attributes could be kept.
+    /// The bytes that are needed to keep these extended attributes of one entry, beside those that any entry needs.
     ///
     /// # Errors
-    /// Those that could not.
-    fn check(&self, _xattrs: &[(Vec<u8>, Vec<u8>)], _directory: bool) -> Result<(), LayerError> {
-        Ok(())
+    /// Those that could not be kept.
+    fn check(&self, _xattrs: &[(Vec<u8>, Vec<u8>)], _directory: bool) -> Result<u64, LayerError> {
+        Ok(0)
     }
 
     /// Data that lost to a later layer.
@@ -49,6 +49,12 @@ pub trait Content {
     /// # Errors
     /// A broken archive or a failed read.
     fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError>;
+
+    /// Is told how many more bytes the content takes where it is kept.
+    ///
+    /// # Errors
+    /// They are too many for the image.
+    fn take(&mut self, bytes: u64) -> Result<(), LayerError>;
 }
 
 /// One layer to be applied.
@@ -122,10 +128,12 @@ fn merge<S: Store>(
                 },
                 &diff_id,
                 bytes_left,
+                limits.uncompressed_bytes,
             );
             let layer = read_layer(&mut input, store, limits, tree.budget())?;
             // What follows the archive's end is no entry, but belongs to the layer's digest.
-            io::copy(&mut input, &mut io::sink()).map_err(LayerError::Read)?;
+            let rest = io::copy(&mut input, &mut io::sink());
+            rest.map_err(|error| LayerError::Read(error).after(layer.last()))?;
             bytes_left = input.left;
             input.check(diff_id)?;
             tree.apply(layer)?;
@@ -151,7 +159,7 @@ pub fn read_layer<S: Store>(
 ) -> Result<Layer<S::Data>, LayerError> {
     let mut members = Members::new(input);
     let mut layer = Layer::default();
-    while let Some(member) = members.next()? {
+    while let Some(member) = members.next().map_err(|error| error.after(layer.last()))? {
         let refused = |error: LayerError| error.of(&member.name);
         budget.entry().and_then(|()| budget.member(&member)).map_err(refused)?;
         let path = normalise(&member.name, limits.path_bytes).map_err(refused)?;
@@ -169,15 +177,19 @@ pub fn read_layer<S: Store>(
         };
         if !member.xattrs.is_empty() && !matches!(member.kind, MemberKind::HardLink(_)) {
             let directory = member.kind == MemberKind::Directory;
-            store.check(&member.xattrs, directory).map_err(refused)?;
+            let taken = store.check(&member.xattrs, directory);
+            taken.and_then(|bytes| budget.disk(bytes)).map_err(refused)?;
         }
         let kind = match member.kind {
             MemberKind::File { .. } => {
                 let mut content = Rest {
                     members: &mut members,
                     position: Position::default(),
+                    budget,
                 };
-                RecordKind::Inode(Inode::File(store.store(&mut content).map_err(refused)?))
+                let stored = store.store(&mut content);
+                let stored = stored.map_err(|error| refused(error).after(layer.last()));
+                RecordKind::Inode(Inode::File(stored?))
             }
             MemberKind::Directory => RecordKind::Directory,
             MemberKind::HardLink(target) => {
@@ -223,11 +235,16 @@ fn check_device(path: &[u8], major: u32, minor: u32) -> Result<(), LayerError> {
 struct Rest<'a, R> {
     members: &'a mut Members<R>,
     position: Position,
+    budget: &'a mut Budget,
 }
 
 impl<R: Read> Content for Rest<'_, R> {
     fn next<'b>(&mut self, buf: &'b mut [u8]) -> Result<Option<Segment<'b>>, LayerError> {
         self.members.content(buf, &mut self.position)
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), LayerError> {
+        self.budget.disk(bytes)
     }
 }
 
@@ -262,7 +279,14 @@ fn inflate_one(
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What came before it was whole.
+                    piece.truncate(filled);
+                    return match pieces.send(Piece::Bytes(piece)) {
+                        Ok(()) => Err(error),
+                        Err(_) => Ok(false),
+                    };
+                }
             }
         }
         if filled == 0 {
@@ -313,14 +337,17 @@ struct Hashed<R> {
     inner: R,
     hasher: Option<Hasher>,
     left: u64,
+    /// What was left at the beginning of the image.
+    most: u64,
 }
 
 impl<R: Read> Hashed<R> {
-    fn new(inner: R, digest: &Option<Digest>, left: u64) -> Self {
+    fn new(inner: R, digest: &Option<Digest>, left: u64, most: u64) -> Self {
         Hashed {
             inner,
             hasher: digest.as_ref().map(Digest::hasher),
             left,
+            most,
         }
     }
 
@@ -343,10 +370,8 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "the image is larger than allowed when it is uncompressed",
-            )
+            let bound = TooManyBytes(self.most);
+            io::Error::new(io::ErrorKind::FileTooLarge, bound)
         })?;
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buf[..n]);

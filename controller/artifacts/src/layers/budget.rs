@@ -9,8 +9,13 @@ use super::member::{Member, MemberKind};
 use crate::error::PullError;
 use crate::types::Limits;
 
-/// What an extended attribute takes beside its name and its value: an empty one is not for nothing.
-const PER_XATTR: usize = 64;
+/// What an extended attribute takes in memory beside its name and its value: two records of 24 bytes, two pieces of the
+/// heap with what they are rounded up to, and the note of where its value is on the disk.
+const PER_XATTR: usize = 128;
+/// What a directory, or a target that has no room in its inode, takes on the disk at least.
+const BLOCK: u64 = 4096;
+/// Targets of symbolic links that have room in the inode are shorter.
+const IN_INODE: usize = 60;
 
 /// Components that are walked for each entry there may be, those of links' targets included. Ordinary paths have ten, and
 /// 40 links of 4095 bytes each would be 80,000 for one entry.
@@ -24,6 +29,8 @@ pub struct Budget {
     entries: u64,
     most_metadata: u64,
     metadata: u64,
+    most_disk: u64,
+    disk: u64,
     most_steps: u64,
     steps: u64,
     cancel: CancellationToken,
@@ -38,13 +45,25 @@ impl Budget {
             entries: limits.entries,
             most_metadata: limits.metadata_bytes,
             metadata: limits.metadata_bytes,
+            most_disk: limits.uncompressed_bytes,
+            disk: limits.uncompressed_bytes,
             most_steps: steps,
             steps,
             cancel: cancel.clone(),
         }
     }
 
-    /// Takes one entry of a layer, or one directory that only a path implies.
+    /// Takes one directory that only a path implies, and its name.
+    ///
+    /// # Errors
+    /// It is too much.
+    pub fn implied(&mut self, name: &[u8]) -> Result<(), LayerError> {
+        self.entry()?;
+        self.metadata(name.len())?;
+        self.disk(BLOCK)
+    }
+
+    /// Takes one entry of a layer.
     ///
     /// # Errors
     /// There are too many.
@@ -59,7 +78,8 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes what is kept in memory of a member until the image is finished.
+    /// Takes what is kept in memory of a member until the image is finished, and what it takes on the disk but for its
+    /// content and its extended attributes.
     ///
     /// # Errors
     /// It is too much.
@@ -72,14 +92,30 @@ impl Budget {
             .xattrs
             .iter()
             .map(|(name, value)| name.len() + value.len() + PER_XATTR);
-        self.metadata(member.name.len() + target + xattrs.sum::<usize>())
+        self.metadata(member.name.len() + target + xattrs.sum::<usize>())?;
+        match member.kind {
+            MemberKind::Directory => self.disk(BLOCK),
+            MemberKind::Symlink(_) if target >= IN_INODE => self.disk(BLOCK),
+            _ => Ok(()),
+        }
     }
 
-    /// Takes bytes of a name.
+    /// Takes bytes of the disk.
     ///
     /// # Errors
     /// They are too many.
-    pub fn metadata(&mut self, bytes: usize) -> Result<(), LayerError> {
+    pub fn disk(&mut self, bytes: u64) -> Result<(), LayerError> {
+        let most = self.most_disk;
+        let too_many = || {
+            LayerError::TooLarge(format!(
+                "the image takes more than {most} bytes on the disk, where each file, directory, long link and attribute is rounded up to blocks of {BLOCK}"
+            ))
+        };
+        self.disk = self.disk.checked_sub(bytes).ok_or_else(too_many)?;
+        Ok(())
+    }
+
+    fn metadata(&mut self, bytes: usize) -> Result<(), LayerError> {
         let most = self.most_metadata;
         let too_many = || {
             let what = "paths, link targets and extended attributes";

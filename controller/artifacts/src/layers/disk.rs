@@ -56,16 +56,24 @@ impl Store for DiskStore {
 
     fn store(&mut self, content: &mut dyn Content) -> Result<FileData, LayerError> {
         let mut file = self.writer.begin_file().map_err(ext4)?;
+        let mut taken = 0;
         while let Some(segment) = content.next(&mut self.buffer)? {
             match segment {
                 Segment::Data(bytes) => file.write(bytes).map_err(ext4)?,
                 Segment::Hole(length) => file.hole(length).map_err(ext4)?,
             }
+            content.take(file.allocated() - taken)?;
+            taken = file.allocated();
         }
-        file.finish().map_err(ext4)
+        let data = file.finish().map_err(ext4)?;
+        if let Err(error) = content.take(data.allocated() - taken) {
+            self.discard(data)?;
+            return Err(error);
+        }
+        Ok(data)
     }
 
-    fn check(&self, xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<(), LayerError> {
+    fn check(&self, xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<u64, LayerError> {
         vmlet_ext4::check_xattrs(xattrs, directory).map_err(ext4)
     }
 

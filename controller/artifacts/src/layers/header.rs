@@ -61,20 +61,29 @@ impl<'a> Header<'a> {
     /// The name, with ustar's prefix.
     pub fn name(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
-        if self.format() != Format::Ustar {
-            return name.to_vec();
-        }
-        // star keeps two time stamps at the end of the prefix field.
-        let prefix = if &self.0[508..512] == b"tar\0" {
-            &self.0[345..476]
-        } else {
-            &self.0[345..500]
+        let prefix = match self.format() {
+            Format::V7 => &[],
+            // star keeps two time stamps at the end of the prefix field.
+            Format::Ustar if &self.0[508..512] == b"tar\0" => text(&self.0[345..476]),
+            Format::Ustar => text(&self.0[345..500]),
+            Format::Gnu => self.prefix_of_old_go(),
         };
-        let prefix = text(prefix);
         if prefix.is_empty() {
             name.to_vec()
         } else {
             [prefix, b"/", name].concat()
+        }
+    }
+
+    /// GNU has two time stamps where ustar has its prefix. Go before 1.8 wrote a prefix there all the same; as its successors
+    /// do, what is no time stamp and is ASCII is taken for one (https://golang.org/issues/12594).
+    fn prefix_of_old_go(&self) -> &[u8] {
+        let times = [&self.0[345..357], &self.0[357..369]];
+        let is_time = |field: &&[u8]| field[0] == 0 || number(field).is_some();
+        let prefix = text(&self.0[345..500]);
+        match times.iter().all(is_time) || !prefix.is_ascii() {
+            true => &[],
+            false => prefix,
         }
     }
 
@@ -146,7 +155,8 @@ fn text(field: &[u8]) -> &[u8] {
     field.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-/// A numeric field: octal digits, or base 256 (two's complement) when the first bit is set.
+/// A numeric field: octal digits with spaces and NULs around them, of which an empty one has only these (0), or base 256
+/// (two's complement) when the first bit is set. As Go's archive/tar has it.
 fn number(field: &[u8]) -> Option<i128> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
@@ -163,14 +173,17 @@ fn number(field: &[u8]) -> Option<i128> {
         }
         return Some(value);
     }
-    let trimmed = text(field).trim_ascii();
-    if trimmed.is_empty() {
+    let padding = |byte: &u8| matches!(byte, b' ' | 0);
+    let Some(begin) = field.iter().position(|byte| !padding(byte)) else {
         return Some(0);
-    }
-    trimmed.iter().try_fold(0i128, |value, digit| match digit {
-        b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
-        _ => None,
-    })
+    };
+    let end = field.iter().rposition(|byte| !padding(byte))?;
+    text(&field[begin..=end])
+        .iter()
+        .try_fold(0i128, |value, digit| match digit {
+            b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -182,6 +195,22 @@ mod tests {
         assert_eq!(number(b"0000644\0"), Some(0o644));
         assert_eq!(number(b"   644 \0"), Some(0o644));
         assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(b"        "), Some(0));
+        // Fields are filled up on either side.
+        assert_eq!(number(b"\x00000644\0"), Some(0o644));
+        assert_eq!(number(b"\0\0 644\0 "), Some(0o644));
+        assert_eq!(number(b" \0\0 \0  7"), Some(7));
+        assert_eq!(number(b"644\0 junk"), Some(0o644));
+        for bad in [
+            &b"64 4\0\0\0\0"[..],
+            b"644 \0 x",
+            b"\0\0x644\0",
+            b"0x644\0\0\0",
+            b"\t644\0\0\0\0",
+            b"+644\0\0\0\0",
+        ] {
+            assert_eq!(number(bad), None, "{}", bad.escape_ascii());
+        }
         assert_eq!(number(b"00000089"), None);
         assert_eq!(number(b"-0000001"), None);
         assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]), Some(0xffff_ffff));

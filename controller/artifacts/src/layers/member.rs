@@ -102,15 +102,10 @@ struct Extensions {
 }
 
 impl Extensions {
-    /// The name of the member that they belong to.
+    /// The name of the member that they belong to. In this order as Go's archive/tar has it.
     fn name(&self, header: &Header<'_>) -> Vec<u8> {
-        let pax = &self.pax;
-        let name = pax
-            .sparse
-            .name
-            .as_ref()
-            .or(pax.path.as_ref())
-            .or(self.long_name.as_ref());
+        let sparse = self.pax.sparse.real_name();
+        let name = sparse.or(self.long_name.as_ref()).or(self.pax.path.as_ref());
         name.cloned().unwrap_or_else(|| header.name())
     }
 }
@@ -177,6 +172,8 @@ impl<R: Read> Members<R> {
             match header.flag() {
                 b'x' => {
                     let content = self.meta(&header)?;
+                    // One that follows another takes its place, as in Go.
+                    extensions.pax = Pax::default();
                     if let Err(error) = extensions.pax.read(&content) {
                         extensions.wrong.get_or_insert(error);
                     }
@@ -184,8 +181,8 @@ impl<R: Read> Members<R> {
                 b'g' => {
                     self.meta(&header)?;
                 }
-                b'L' => extensions.long_name = Some(until_nul(self.meta(&header)?)),
-                b'K' => extensions.long_link = Some(until_nul(self.meta(&header)?)),
+                b'L' => extensions.long_name = until_nul(self.meta(&header)?),
+                b'K' => extensions.long_link = until_nul(self.meta(&header)?),
                 _ => return Ok(Some((block, extensions))),
             }
         }
@@ -303,7 +300,7 @@ impl<R: Read> Members<R> {
         if let Some(error) = wrong {
             return Err(error);
         }
-        let link = pax.link.or(long_link).unwrap_or_else(|| header.link());
+        let link = long_link.or(pax.link).unwrap_or_else(|| header.link());
         let stored = size(match pax.size {
             Some(size) => size.into(),
             None => header.size()?,
@@ -328,6 +325,11 @@ impl<R: Read> Members<R> {
                 MemberKind::File {
                     size: self.sparse.as_ref().map_or(stored, |map| map.size),
                 }
+            }
+            b'1'..=b'6' if pax.sparse.is_sparse() => {
+                return Err(LayerError::malformed(
+                    "it is described as a sparse file, but is no file",
+                ));
             }
             b'1' => MemberKind::HardLink(link),
             b'2' => MemberKind::Symlink(link),
@@ -400,11 +402,12 @@ fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 
-fn until_nul(mut name: Vec<u8>) -> Vec<u8> {
+/// An empty name is none.
+fn until_nul(mut name: Vec<u8>) -> Option<Vec<u8>> {
     if let Some(end) = name.iter().position(|&b| b == 0) {
         name.truncate(end);
     }
-    name
+    (!name.is_empty()).then_some(name)
 }
 
 fn cut_off() -> LayerError {

@@ -1,7 +1,7 @@
 //! Merging layers under the OCI rules (image specification, layer.md), in memory.
 //!
 //! Pure: file data is an opaque handle `D`. A layer's whiteouts hide what lower layers have,
-//! wherever in the layer they stand; after them its entries apply in order, the last one of a name
+//! wherever in the layer they stand ([`super::markers`]); after them its entries apply in order, the last one of a name
 //! wins. Paths are walked through symbolic links as the kernel would with the image as its root: a
 //! link never leads out of it. Nothing here recurses, so depth costs no stack.
 
@@ -12,13 +12,14 @@ use vmlet_ext4::MAX_LINKS;
 
 use super::budget::Budget;
 use super::chunks::Chunks;
+use super::markers::Gone;
 use super::path::split;
 use super::{LayerError, show};
 
 /// The root's place in [`Tree`].
 pub const ROOT: NodeId = NodeId(0);
 /// What the kernel allows in one walk.
-const MOST_LINKS: usize = 40;
+pub(super) const MOST_LINKS: usize = 40;
 const MOST_TARGET: usize = 4095;
 
 /// Names an inode of a [`Tree`].
@@ -110,6 +111,14 @@ pub struct Layer<D> {
     pub records: Chunks<Record<D>>,
 }
 
+impl<D> Layer<D> {
+    /// The path of the last entry.
+    pub(super) fn last(&self) -> Option<&[u8]> {
+        let at = self.records.len().checked_sub(1)?;
+        self.records.get(at).map(|record| &record.path[..])
+    }
+}
+
 impl<D> Default for Layer<D> {
     fn default() -> Self {
         Layer {
@@ -137,11 +146,23 @@ struct Slot<D> {
 }
 
 /// Where a path leads.
-struct Walked<'p> {
+pub(super) struct Walked<'p> {
     /// The nodes on the way there from below the root, with their names; all but the last are directories.
     known: Vec<(NodeId, Cow<'p, [u8]>)>,
     /// What would be below the last of them, and is not there.
     missing: Vec<Cow<'p, [u8]>>,
+    /// How many symbolic links were followed.
+    pub(super) links: usize,
+    /// The last of them is among what is [`Gone`]: the path leads nowhere.
+    barred: bool,
+}
+
+impl Walked<'_> {
+    /// The node that the path leads to, if there is one.
+    pub(super) fn found(&self) -> Option<NodeId> {
+        let last = self.known.last().map_or(ROOT, |(id, _)| *id);
+        (self.missing.is_empty() && !self.barred).then_some(last)
+    }
 }
 
 /// The merged file system.
@@ -183,23 +204,7 @@ impl<D> Tree<D> {
     /// # Errors
     /// Entries that cannot exist. The tree is unusable then.
     pub fn apply(&mut self, layer: Layer<D>) -> Result<(), LayerError> {
-        for path in &layer.opaques {
-            let found = self.resolve(path, false).map_err(|error| error.of(path))?;
-            if let Some(directory) = found {
-                for (_, child) in std::mem::take(self.children_mut(directory)?) {
-                    self.unlink(child);
-                }
-            }
-        }
-        for path in &layer.whiteouts {
-            let Some((parent, name)) = split(path) else { continue };
-            let found = self.resolve(parent, false).map_err(|error| error.of(path))?;
-            if let Some(parent) = found
-                && let Some(child) = self.children_mut(parent)?.remove(name)
-            {
-                self.unlink(child);
-            }
-        }
+        self.hide(&layer)?;
         for record in layer.records {
             let path = record.path;
             self.record(&path, record.attributes, record.xattrs, record.kind)
@@ -215,9 +220,7 @@ impl<D> Tree<D> {
 
     /// The node at `path`, links followed on the way and at the end; `None` if there is none.
     pub fn lookup(&mut self, path: &[u8]) -> Result<Option<NodeId>, LayerError> {
-        let Walked { known, missing } = self.follow(path)?;
-        let last = known.last().map_or(ROOT, |(id, _)| *id);
-        Ok(missing.is_empty().then_some(last))
+        Ok(self.follow(path, &Gone::default())?.found())
     }
 
     /// One node: what it is, its attributes and its number of names.
@@ -356,7 +359,7 @@ impl<D> Tree<D> {
     }
 
     /// Takes one name of `id` away; with its last name it goes, and everything below it.
-    fn unlink(&mut self, id: NodeId) {
+    pub(super) fn unlink(&mut self, id: NodeId) {
         let mut gone = vec![id];
         while let Some(id) = gone.pop() {
             let Some(place) = self.slots.get_mut(id.index()) else {
@@ -379,7 +382,7 @@ impl<D> Tree<D> {
     /// missing is made, also where a dangling link leads; a non-directory in the way is replaced,
     /// because the layer says by using it as one that it is a directory now.
     fn resolve(&mut self, path: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
-        let Walked { known, missing } = self.follow(path)?;
+        let Walked { known, missing, .. } = self.follow(path, &Gone::default())?;
         let mut here = known.last().map_or(ROOT, |(id, _)| *id);
         let directory = matches!(self.slot(here)?.node, Node::Directory(_));
         if missing.is_empty() && directory {
@@ -399,11 +402,16 @@ impl<D> Tree<D> {
     }
 
     /// Where `path` leads: nothing is made on the way. A `..` in a link's target takes the last component back, whatever
-    /// that is, so that `file/../d` and `missing/../d` are `d`.
-    fn follow<'p>(&mut self, path: &'p [u8]) -> Result<Walked<'p>, LayerError> {
+    /// that is, so that `file/../d` and `missing/../d` are `d`. The walk ends at a link that is `gone`.
+    ///
+    /// # Errors
+    /// `Malformed` for a loop of links; the budget's.
+    pub(super) fn follow<'p>(&mut self, path: &'p [u8], gone: &Gone) -> Result<Walked<'p>, LayerError> {
         let mut known: Vec<(NodeId, Cow<'p, [u8]>)> = Vec::new();
         let mut missing: Vec<Cow<'p, [u8]>> = Vec::new();
         let mut links = 0;
+        // How many of `known` there were before the first that is gone, and all below it with it.
+        let mut whole = usize::MAX;
         let mut todo: Vec<Cow<'p, [u8]>> = path.split(|&b| b == b'/').rev().map(Cow::Borrowed).collect();
         while let Some(component) = todo.pop() {
             self.budget.step()?;
@@ -412,6 +420,9 @@ impl<D> Tree<D> {
                 b".." => {
                     if missing.pop().is_none() {
                         known.pop();
+                    }
+                    if known.len() <= whole {
+                        whole = usize::MAX;
                     }
                     continue;
                 }
@@ -426,11 +437,24 @@ impl<D> Tree<D> {
                 missing.push(component);
                 continue;
             };
+            let lost = whole < usize::MAX || gone.has(here, &component);
             let Node::Inode(Inode::Symlink(target)) = &self.slot(next)?.node else {
+                if lost {
+                    whole = whole.min(known.len());
+                }
                 known.push((next, component));
                 continue;
             };
             links += 1;
+            if lost {
+                let barred = true;
+                return Ok(Walked {
+                    known,
+                    missing,
+                    links,
+                    barred,
+                });
+            }
             if links > MOST_LINKS {
                 return Err(LayerError::malformed(format!(
                     "{} leads through a loop of symbolic links",
@@ -439,10 +463,17 @@ impl<D> Tree<D> {
             }
             if target.starts_with(b"/") {
                 known.clear();
+                whole = usize::MAX;
             }
             todo.extend(target.split(|&b| b == b'/').rev().map(|part| Cow::Owned(part.to_vec())));
         }
-        Ok(Walked { known, missing })
+        let barred = false;
+        Ok(Walked {
+            known,
+            missing,
+            links,
+            barred,
+        })
     }
 
     fn make_implied(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, LayerError> {
@@ -460,8 +491,7 @@ impl<D> Tree<D> {
                 show(name)
             )));
         }
-        self.budget.entry()?;
-        self.budget.metadata(name.len())?;
+        self.budget.implied(name)?;
         let made = self.add(Node::Directory(BTreeMap::new()), IMPLIED, None)?;
         if let Some(old) = self.children_mut(parent)?.insert(name.into(), made) {
             self.unlink(old);
@@ -475,6 +505,11 @@ impl<D> Tree<D> {
 
     fn slot_mut(&mut self, id: NodeId) -> Result<&mut Slot<D>, LayerError> {
         self.slots.get_mut(id.index()).and_then(Option::as_mut).ok_or_else(gone)
+    }
+
+    /// The names in a directory, if it is one and still there.
+    pub(super) fn names(&mut self, id: NodeId) -> Option<&mut BTreeMap<Box<[u8]>, NodeId>> {
+        self.children_mut(id).ok()
     }
 
     fn children_mut(&mut self, id: NodeId) -> Result<&mut BTreeMap<Box<[u8]>, NodeId>, LayerError> {

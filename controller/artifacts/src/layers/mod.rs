@@ -14,6 +14,7 @@ pub mod chunks;
 pub mod decode;
 pub mod disk;
 pub mod header;
+pub mod markers;
 pub mod member;
 pub mod merge;
 pub mod path;
@@ -22,6 +23,8 @@ pub mod sparse;
 pub mod spool;
 
 use std::io;
+
+use crate::error::PullError;
 
 /// Why a layer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,11 @@ pub enum LayerError {
     #[error("{0}")]
     Store(#[source] StoreError),
 }
+
+/// The bound of an image's uncompressed bytes was exceeded.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the image has more than {0} bytes when it is uncompressed")]
+pub(crate) struct TooManyBytes(pub(crate) u64);
 
 /// Why file data could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +99,20 @@ impl LayerError {
         self.worded(|message| format!("{entry}: {message}"), &entry)
     }
 
+    /// Says behind which entry of the layer the bytes end or are damaged. Without one it is the first that is. What is wrong
+    /// with the transfer, or with the machine, stays as it is.
+    pub(crate) fn after(self, entry: Option<&[u8]>) -> LayerError {
+        let (LayerError::Read(error), Some(entry)) = (&self, entry) else {
+            return self;
+        };
+        let inner = error.get_ref();
+        if error.raw_os_error().is_some() || inner.is_some_and(|inner| inner.is::<PullError>()) {
+            return self;
+        }
+        let message = format!("after entry {}: {error}", show(entry));
+        LayerError::Read(io::Error::new(error.kind(), message))
+    }
+
     fn worded(self, named: impl Fn(String) -> String, entry: &str) -> LayerError {
         match self {
             LayerError::Malformed(message) => LayerError::Malformed(named(message)),
@@ -100,6 +122,10 @@ impl LayerError {
                 let entry = entry.to_owned();
                 LayerError::Store(StoreError::Entry { entry, error })
             }
+            LayerError::Read(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<TooManyBytes>()) {
+                Some(bound) => LayerError::TooLarge(named(bound.to_string())),
+                None => LayerError::Read(error),
+            },
             other => other,
         }
     }

@@ -7,6 +7,9 @@ use super::{LayerError, show};
 /// The longest component that ext4 can hold.
 const NAME_MAX: usize = 255;
 
+/// What a marker's name has before the name that it hides.
+const MARKER: &[u8] = b".wh.";
+
 /// What a member's name asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Named {
@@ -24,7 +27,7 @@ pub enum Named {
 /// entry as the plain relative name.
 ///
 /// # Errors
-/// `..` anywhere, NUL, a component of more than 255 bytes, more than `limit` bytes.
+/// `..` anywhere, NUL, a component of more than 255 bytes (of a marker: behind `.wh.`), more than `limit` bytes.
 pub fn normalise(raw: &[u8], limit: usize) -> Result<Vec<u8>, LayerError> {
     if raw.len() > limit {
         return Err(LayerError::TooLarge(format!(
@@ -51,11 +54,12 @@ pub fn normalise(raw: &[u8], limit: usize) -> Result<Vec<u8>, LayerError> {
                 show(raw)
             )));
         }
-        if component.len() > NAME_MAX {
+        let name = component.strip_prefix(MARKER).unwrap_or(component);
+        if name.len() > NAME_MAX {
             return Err(LayerError::malformed(format!(
                 "the name {} has {} bytes; a file system holds {NAME_MAX}",
-                show(component),
-                component.len()
+                show(name),
+                name.len()
             )));
         }
         if !path.is_empty() {
@@ -90,20 +94,20 @@ pub fn classify(path: Vec<u8>) -> Result<Named, LayerError> {
         if component.starts_with(b".wh..wh.") {
             return Ok(Named::Ignored);
         }
-        if component.starts_with(b".wh.") {
+        if component.starts_with(MARKER) {
             return Err(LayerError::malformed(format!(
                 "{} lies below a whiteout marker",
                 show(&path)
             )));
         }
     }
-    let Some(hidden) = name.strip_prefix(b".wh.") else {
+    let Some(hidden) = name.strip_prefix(MARKER) else {
         return Ok(Named::Entry(path));
     };
     if name == b".wh..wh..opq" {
         return Ok(Named::Opaque(parent.to_vec()));
     }
-    if hidden.starts_with(b".wh.") {
+    if hidden.starts_with(MARKER) {
         return Ok(Named::Ignored);
     }
     if matches!(hidden, b"" | b"." | b"..") {

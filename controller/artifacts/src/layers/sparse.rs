@@ -64,8 +64,7 @@ impl SparseMap {
 pub struct PaxSparse {
     major: Option<u64>,
     minor: Option<u64>,
-    /// The member's real name (0.1 and 1.0).
-    pub name: Option<Vec<u8>>,
+    name: Option<Vec<u8>>,
     size: Option<u64>,
     offset: Option<u64>,
     regions: Vec<(u64, u64)>,
@@ -111,6 +110,19 @@ impl PaxSparse {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether they make their member a sparse file: by a map, or by a version of which the map is in the member's data.
+    pub fn is_sparse(&self) -> bool {
+        match (self.major, self.minor) {
+            (None, None) | (Some(0), Some(0 | 1)) => self.has_map,
+            version => version == (Some(1), Some(0)),
+        }
+    }
+
+    /// The member's real name (0.1 and 1.0). That of a member that is not sparse says nothing, as in Go's archive/tar.
+    pub fn real_name(&self) -> Option<&Vec<u8>> {
+        self.name.as_ref().filter(|name| self.is_sparse() && !name.is_empty())
     }
 
     /// The map, if the member is sparse: from the records (0.0, 0.1), or from the start of the

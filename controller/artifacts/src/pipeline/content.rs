@@ -64,6 +64,7 @@ pub fn look(name: &str, bytes: &Bytes, limits: &Limits) -> Result<Looked, PullEr
     let mut inflated = Bounded {
         inner: inflated,
         left: limits.uncompressed_bytes,
+        most: limits.uncompressed_bytes,
     };
     let mut start = Vec::with_capacity(PEEK);
     inflated
@@ -205,6 +206,7 @@ pub fn copy(from: &mut dyn Read, to: &mut dyn Write) -> Result<u64, CopyError> {
 struct Bounded<R> {
     inner: R,
     left: u64,
+    most: u64,
 }
 
 impl<R: Read> Read for Bounded<R> {
@@ -213,7 +215,7 @@ impl<R: Read> Read for Bounded<R> {
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::FileTooLarge,
-                "it is larger than allowed when it is uncompressed",
+                format!("it has more than {} bytes when it is uncompressed", self.most),
             )
         })?;
         Ok(n)

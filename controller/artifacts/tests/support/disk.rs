@@ -13,8 +13,13 @@ pub fn on_disk(layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTempFile, String> 
     on_disk_of(Size::Auto { free }, layers)
 }
 
-/// The same of some size. An error begins with the number of the layer, if it is that of one.
+/// The same of some size.
 pub fn on_disk_of(size: Size, layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTempFile, String> {
+    on_disk_within(&Limits::default(), size, layers)
+}
+
+/// The same within bounds. An error begins with the number of the layer, if it is that of one.
+pub fn on_disk_within(limits: &Limits, size: Size, layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTempFile, String> {
     let place = tempfile::NamedTempFile::new().unwrap();
     let options = Options::new([1; 16], [2; 16], size);
     let writer = Writer::create(place.reopen().unwrap(), options).unwrap();
@@ -24,7 +29,7 @@ pub fn on_disk_of(size: Size, layers: Vec<Vec<u8>>) -> Result<tempfile::NamedTem
         diff_id: None,
     };
     let layers = layers.into_iter().map(input).collect();
-    let tree = flatten(layers, &mut store, &Limits::default(), &Default::default(), &|| ());
+    let tree = flatten(layers, &mut store, limits, &Default::default(), &|| ());
     let tree = tree.map_err(|(at, error)| format!("layer {}: {error}", at + 1))?;
     store
         .finish(tree, &Default::default())

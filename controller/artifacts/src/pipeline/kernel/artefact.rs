@@ -211,6 +211,7 @@ fn unpack_modules(
         input,
         copy: io::BufWriter::with_capacity(256 << 10, tar),
         left: limits.uncompressed_bytes,
+        most: limits.uncompressed_bytes,
         failed: None,
     };
     let copied = io::copy(&mut input, &mut io::sink());
@@ -326,6 +327,7 @@ struct Copied<R> {
     input: R,
     copy: io::BufWriter<File>,
     left: u64,
+    most: u64,
     failed: Option<io::Error>,
 }
 
@@ -335,7 +337,7 @@ impl<R: Read> Read for Copied<R> {
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::FileTooLarge,
-                "the modules are larger than allowed when they are uncompressed",
+                format!("they have more than {} bytes when they are uncompressed", self.most),
             )
         })?;
         if let Err(error) = self.copy.write_all(&buf[..n]) {
