@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 #[allow(dead_code, reason = "shared with other tests")]
@@ -30,6 +32,13 @@ fn blobs(dir: &Path) -> Vec<String> {
     found
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect()
+}
+
+/// The file of a blob in the store; its directory is there.
+fn place(dir: &Path, _web: &Web, digest: &str) -> PathBuf {
+    let blobs = dir.join("artifacts/blobs");
+    fs::create_dir_all(&blobs).expect("a directory");
+    blobs.join(digest.replace(':', "-"))
 }
 
 fn is_blob(request: &Request, digest: &str) -> bool {
@@ -132,9 +141,8 @@ async fn a_server_with_a_wrong_content_range_is_asked_without_range() {
     });
     // What is there from before makes the first question one with Range.
     let dir = tempfile::tempdir().unwrap();
-    let place = dir.path().join("artifacts/blobs");
-    fs::create_dir_all(&place).unwrap();
-    fs::write(place.join(digest.replace(':', "-")), &image.layer(1).1[..50_000]).unwrap();
+    let file = place(dir.path(), &web, &digest);
+    fs::write(&file, &image.layer(1).1[..50_000]).unwrap();
     let (artifacts, mut woken) = open_with(dir.path(), usual).await;
     whole(
         &support::image(&artifacts, &mut woken, "vm", source(&web))
@@ -153,15 +161,14 @@ async fn a_partial_download_that_the_server_cannot_continue_is_thrown_away() {
     let web =
         image.serve(move |request| (is_blob(request, &wanted) && request.from().is_some()).then(|| Reply::new(416)));
     let dir = tempfile::tempdir().unwrap();
-    let place = dir.path().join("artifacts/blobs");
-    fs::create_dir_all(&place).unwrap();
-    fs::write(place.join(digest.replace(':', "-")), &bytes[..50_000]).unwrap();
+    let file = place(dir.path(), &web, &digest);
+    fs::write(&file, &bytes[..50_000]).unwrap();
     let (artifacts, mut woken) = open_with(dir.path(), usual).await;
     let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
         .await
         .unwrap_err();
     assert_eq!((failure.reason.as_str(), failure.terminal), ("Unavailable", false));
-    assert!(!place.join(digest.replace(':', "-")).exists());
+    assert!(!file.exists());
     artifacts.shutdown().await;
     let (artifacts, mut woken) = open_with(dir.path(), usual).await;
     whole(
@@ -182,9 +189,7 @@ async fn h62_a_partial_download_with_other_bytes_is_found_out_and_thrown_away() 
     *late.last_mut().unwrap() ^= 1;
     for partial in [vec![0x55; 50_000], late] {
         let dir = tempfile::tempdir().unwrap();
-        let place = dir.path().join("artifacts/blobs");
-        fs::create_dir_all(&place).unwrap();
-        fs::write(place.join(digest.replace(':', "-")), partial).unwrap();
+        fs::write(place(dir.path(), &web, &digest), partial).unwrap();
         let (artifacts, mut woken) = open_with(dir.path(), usual).await;
         let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
             .await
@@ -205,6 +210,71 @@ async fn h62_a_partial_download_with_other_bytes_is_found_out_and_thrown_away() 
         );
         artifacts.shutdown().await;
     }
+}
+
+/// The image with another size for its large layer in the manifest.
+fn lying(image: &Image, size: usize) -> Image {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).expect("JSON");
+    manifest["layers"][1]["size"] = size.into();
+    Image {
+        manifest: serde_json::to_vec(&manifest).expect("JSON"),
+        blobs: image.blobs.clone(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_lies_about_a_size_changes_nothing_of_a_blob_that_others_read() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    for size in [10, bytes.len() + 1000] {
+        // As a server would that is in league with the manifest.
+        let (wanted, mut longer) = (digest.clone(), bytes.clone());
+        longer.resize(bytes.len() + 1000, 7);
+        let now = Arc::new(Mutex::new(lying(&image, size)));
+        let served = now.clone();
+        let web = Web::start(move |request| match is_blob(request, &wanted) {
+            true => Reply::ranged(request, &longer),
+            false => served.lock().expect("no panic").answer(request),
+        });
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = place(dir.path(), &web, &digest);
+        fs::write(&file, &bytes).expect("written");
+        let reader = fs::File::open(&file).expect("opened");
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let failure = support::image(&artifacts, &mut woken, "liar", source(&web))
+            .await
+            .expect_err("a lie");
+        assert_eq!(failure.reason, "Malformed", "{failure:?}");
+        assert!(failure.message.contains(&format!("says {size}")), "{failure:?}");
+        let mut read = vec![0; bytes.len()];
+        reader.read_exact_at(&mut read, 0).expect("all is there");
+        assert!(read == bytes && reader.metadata().expect("its size").len() == bytes.len() as u64);
+        *now.lock().expect("no panic") = image.clone();
+        let disk = support::image(&artifacts, &mut woken, "honest", source(&web)).await;
+        whole(&disk.expect("the blob is here"));
+        assert_eq!(ranges(&web, &digest), [], "it is still there");
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_download_that_is_too_long_is_begun_anew_beside_those_who_read_it() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let web = image.serve(|_| None);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = place(dir.path(), &web, &digest);
+    let garbage = vec![0x55; bytes.len() + 1];
+    fs::write(&file, &garbage).expect("written");
+    let reader = fs::File::open(&file).expect("opened");
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let disk = support::image(&artifacts, &mut woken, "vm", source(&web)).await;
+    whole(&disk.expect("pulled"));
+    let mut read = vec![0; garbage.len()];
+    reader.read_exact_at(&mut read, 0).expect("all is there");
+    assert!(read == garbage);
+    assert_eq!(ranges(&web, &digest), [None]);
+    artifacts.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! Downloading a blob into its partial file, which others read while it grows.
 //!
 //! The file is the state that a resume needs, across disconnects and restarts: whatever it holds is
-//! hashed first, and the rest is asked for by Range. It is never trusted before its digest holds.
+//! hashed first, and the rest is asked for by Range. It is never trusted before its digest holds, and only ever grows:
+//! one that is of no use is unlinked, and a new one begun, because others may still read it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -170,8 +171,8 @@ impl Read for GrowingReader {
 /// Downloads; `get` starts a transfer at an offset. Writes block, so this runs on a thread that may.
 ///
 /// # Errors
-/// Transport errors after a few tries without a byte, wrong size, wrong digest (the file is
-/// removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
+/// Transport errors after a few tries without a byte, wrong size (a file with the right digest stays then), wrong digest
+/// (the file is removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
 /// digest again.
 pub async fn download<F>(
     blob: &Blob,
@@ -184,18 +185,15 @@ where
     F: Future<Output = Result<Transfer, PullError>>,
 {
     let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.name), &error);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&blob.path)
-        .map_err(local)?;
-    let file = Arc::new(file);
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(&blob.path).map(Arc::new).map_err(local)
+    };
+    let mut file = open()?;
     let most = blob.size.unwrap_or(blob.most);
-    if file.metadata().map_err(local)?.len() > most {
-        file.set_len(0).map_err(local)?;
-    }
+    // The size is only a manifest's word. Others may read this very file, so it is never made shorter.
+    let longer = file.metadata().map_err(local)?.len() > most;
     let mut hasher = blob.digest.hasher();
     let mut have = 0u64;
     let mut buffer = vec![0; 256 << 10];
@@ -209,7 +207,28 @@ where
         }
         hasher.update(&buffer[..n]);
         have += n as u64;
-        growing.advance(&file, have);
+        if !longer {
+            growing.advance(&file, have);
+        }
+    }
+    match (hasher.clone().finish() == blob.digest, blob.size) {
+        (true, Some(size)) if size != have => {
+            let why = format!("{}: it has {have} bytes, but the manifest says {size}", blob.name);
+            return Err(PullError::new(Reason::Malformed, why));
+        }
+        (true, None) if longer => {
+            let why = format!(
+                "{}: it has {have} bytes, more than the {most} that are allowed",
+                blob.name
+            );
+            return Err(PullError::new(Reason::TooLarge, why));
+        }
+        (false, _) if longer => {
+            // Whoever reads it keeps it.
+            std::fs::remove_file(&blob.path).map_err(local)?;
+            (file, hasher, have) = (open()?, blob.digest.hasher(), 0);
+        }
+        _ => {}
     }
     drop(buffer);
     progress.add_done(have);
