@@ -19,10 +19,17 @@ use tokio_util::sync::CancellationToken;
 use super::health::Health;
 use super::http::{Pace, unreachable};
 use crate::error::{Kind, PullError, Reason};
+use crate::pulls::identity::hash;
 use crate::pulls::work::Progress;
 use crate::reference::Digest;
 
 const IDLE_TRIES: u32 = 3;
+
+/// The name of the file for a blob that comes from `host`, a registry or the origin of a URL. What one host has given is
+/// never used for another: it is this one's word that decides who may have it.
+pub fn file_name(host: &str, digest: &Digest) -> String {
+    format!("{}.{}", digest.file_name(), &hash(&["blob", host])[..16])
+}
 
 /// What to download, and where to.
 pub struct Blob {
@@ -168,21 +175,24 @@ impl Read for GrowingReader {
     }
 }
 
-/// Downloads; `get` starts a transfer at an offset. Writes block, so this runs on a thread that may.
+/// Downloads; `get` starts a transfer at an offset. Bytes that are here already are used once `may_have` has said that
+/// the asker may have them. Writes block, so this runs on a thread that may.
 ///
 /// # Errors
-/// Transport errors after a few tries without a byte, wrong size (a file with the right digest stays then), wrong digest
+/// That of `may_have`, transport errors after a few tries without a byte, wrong size (a file with the right digest stays then), wrong digest
 /// (the file is removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
 /// digest again.
-pub async fn download<F>(
+pub async fn download<F, M>(
     blob: &Blob,
     growing: &Growing,
     progress: &Progress,
     cancel: &CancellationToken,
+    may_have: impl FnOnce() -> M,
     mut get: impl FnMut(u64) -> F,
 ) -> Result<(), PullError>
 where
     F: Future<Output = Result<Transfer, PullError>>,
+    M: Future<Output = Result<(), PullError>>,
 {
     let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.name), &error);
     let open = || {
@@ -193,7 +203,12 @@ where
     let mut file = open()?;
     let most = blob.size.unwrap_or(blob.most);
     // The size is only a manifest's word. Others may read this very file, so it is never made shorter.
-    let longer = file.metadata().map_err(local)?.len() > most;
+    let length = file.metadata().map_err(local)?.len();
+    let longer = length > most;
+    if length > 0 {
+        // Before anybody reads a byte: what is wrong with them says something of them.
+        tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), may = may_have() => may? }
+    }
     let mut hasher = blob.digest.hasher();
     let mut have = 0u64;
     let mut buffer = vec![0; 256 << 10];

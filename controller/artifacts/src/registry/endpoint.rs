@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::{Mutex, OnceCell};
 
@@ -159,6 +159,25 @@ impl Endpoint {
             return Err(PullError::new(Reason::WrongDigest, why));
         }
         Ok(header("content-type").unwrap_or_default().to_owned())
+    }
+
+    /// Whether we may have a blob, without fetching it.
+    pub async fn has_blob(&self, digest: &Digest) -> Result<(), PullError> {
+        let path = format!("blobs/{digest}");
+        let (mut response, name) = self.answer(Method::HEAD, &path, HeaderMap::new()).await?;
+        // Some know no HEAD, and a signed URL to which one is redirected may be for GET alone.
+        let unclear = [
+            StatusCode::BAD_REQUEST,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::NOT_IMPLEMENTED,
+        ];
+        if unclear.contains(&response.status()) {
+            let mut first = HeaderMap::new();
+            first.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+            (response, _) = self.answer(Method::GET, &path, first).await?;
+        }
+        success(response, &name).map(drop)
     }
 
     /// A small blob, whole.
