@@ -517,7 +517,7 @@ async fn h61_a_retry_after_said_to_one_who_asks_for_what_is_here_already_is_kept
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn h61_a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
+async fn h61_a_transfer_that_stands_still_is_given_up_by_the_name_of_its_limit_and_frees_its_slot() {
     let image = Image::usual();
     for fault in [Fault::Silence, Fault::Stall(0)] {
         let web = faulty(&image, usize::MAX, move |reply| reply.fault(fault));
@@ -534,6 +534,8 @@ async fn h61_a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
             ("Stalled", false),
             "{failure:?}"
         );
+        let said = failure.message.ends_with(": no data for 1 s (--stall-timeout)");
+        assert!(said, "{failure:?}");
         let good = Image::of(&[(Tar::new().done(), gzip(&Tar::new().done()))]);
         let good_web = good.serve(|_| None);
         support::image(&artifacts, &mut woken, "other", source(&good_web))
@@ -548,7 +550,12 @@ async fn h61_a_transfer_that_stands_still_is_given_up_and_frees_its_slot() {
             .contains("manifests")
             .then(|| Reply::new(200).fault(Fault::Silence))
     });
-    assert_eq!(pull_with(&web, impatient).await.unwrap_err().reason, "Stalled");
+    let failure = pull_with(&web, impatient).await.unwrap_err();
+    assert_eq!(failure.reason, "Stalled");
+    assert!(
+        failure.message.ends_with(": no data for 1 s (--stall-timeout)"),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -316,7 +316,7 @@ where
             loop {
                 let chunk = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), c = stream.next() => c };
                 let Some(chunk) = chunk else { return Ok(()) };
-                let chunk = chunk.map_err(|error| unreachable(&blob.name, error))?;
+                let chunk = chunk.map_err(|error| unreachable(&blob.name, error, blob.stall))?;
                 let skipped = skip.min(chunk.len() as u64);
                 skip -= skipped;
                 let fresh = &chunk[skipped as usize..];

@@ -21,6 +21,8 @@ use crate::types::Limits;
 const REDIRECTS: usize = 5;
 /// Slower than this, over a whole stall time-out, counts as standing still. Bytes per second.
 const SLOWEST: u64 = 256;
+/// What sets the time that nothing may come for.
+const STALL_FLAG: &str = "--stall-timeout";
 
 /// A client with our bounds and the operator's settings, and what it remembers; cheap to clone.
 #[derive(Clone)]
@@ -178,7 +180,7 @@ impl Http {
             let response = match request.send().await {
                 Ok(response) => response,
                 Err(error) => {
-                    let mut error = unreachable(name, error);
+                    let mut error = unreachable(name, error, self.0.stall);
                     if let Some(proxy) = registries.proxy(&url) {
                         error
                             .message
@@ -220,7 +222,7 @@ impl Http {
         let mut pace = self.pace();
         let mut stream = response.bytes_stream();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| unreachable(name, error))?;
+            let chunk = chunk.map_err(|error| unreachable(name, error, self.0.stall))?;
             if (bytes.len() + chunk.len()) as u64 > most {
                 return Err(PullError::new(
                     Reason::TooLarge,
@@ -274,7 +276,7 @@ impl Pace {
         }
         if self.bytes < elapsed.as_secs().saturating_mul(SLOWEST) {
             let (bytes, seconds) = (self.bytes, elapsed.as_secs());
-            let why = format!("{name}: only {bytes} bytes came in {seconds} s");
+            let why = format!("{name}: only {bytes} bytes came in {seconds} s ({STALL_FLAG})");
             return Err(PullError::new(Reason::Stalled, why));
         }
         *self = Pace::new(self.window);
@@ -323,14 +325,14 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 /// What to look at when a server does not answer.
 const REACH: &str = "; check that the server runs and can be reached from here (name, port, proxy, firewall)";
 
-/// A transport error in our words. The URL is left out: it may hold a signature.
-pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
+/// A transport error in our words. `stall` is how long nothing may come. The URL is left out: it may hold a signature.
+pub fn unreachable(name: &str, error: reqwest::Error, stall: Duration) -> PullError {
     let error = error.without_url();
-    let mut reason = if error.is_timeout() && !error.is_connect() {
-        Reason::Stalled
-    } else {
-        Reason::Unavailable
-    };
+    if error.is_timeout() && !error.is_connect() {
+        let why = format!("{name}: no data for {} s ({STALL_FLAG})", stall.as_secs_f64());
+        return PullError::new(Reason::Stalled, why);
+    }
+    let mut reason = Reason::Unavailable;
     let mut causes = vec![error.to_string()];
     let mut certificate = None;
     let mut cause = std::error::Error::source(&error);
