@@ -559,6 +559,38 @@ async fn h61_a_transfer_that_stands_still_is_given_up_by_the_name_of_its_limit_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_byte_with_each_connection_is_a_stall_too_and_no_storm_of_requests() {
+    let image = Image::usual();
+    for orderly in [true, false] {
+        let (digest, bytes) = image.layer(1);
+        let (wanted, so_far) = (digest.clone(), AtomicUsize::new(0));
+        let web = image.serve(move |request| {
+            // In the end it gives in, so that this test ends also where nobody gives up.
+            if !is_blob(request, &wanted) || so_far.fetch_add(1, Ordering::SeqCst) > 30 {
+                return None;
+            }
+            let from = request.from().unwrap_or(0);
+            if !orderly {
+                return Some(Reply::ranged(request, &bytes).fault(Fault::Cut(1)));
+            }
+            let range = format!("bytes {from}-{from}/{}", bytes.len());
+            let status = if from == 0 { 200 } else { 206 };
+            let reply = Reply::new(status).header("content-range", &range);
+            Some(reply.body(&bytes[from..=from]))
+        });
+        let failure = pull_with(&web, impatient).await.expect_err("a stall");
+        assert_eq!(
+            (failure.reason.as_str(), failure.terminal),
+            ("Stalled", false),
+            "{failure:?}"
+        );
+        assert!(failure.message.contains("bytes came in"), "{failure:?}");
+        let asked = ranges(&web, &digest).len();
+        assert!((3..=9).contains(&asked), "{asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_stall_is_outlived() {
     let image = Image::usual();
     let web = faulty(&image, 1, |reply| reply.fault(Fault::Stall(1000)));

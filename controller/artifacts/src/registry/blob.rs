@@ -23,7 +23,10 @@ use crate::pulls::identity::hash;
 use crate::pulls::work::Progress;
 use crate::reference::Digest;
 
+/// So many connections without a byte, or windows with too few of them, end a download.
 const IDLE_TRIES: u32 = 3;
+/// The longest pause between two connections, but for its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The name of the file for a blob that comes from `host`, a registry or the origin of a URL. What one host has given is
 /// never used for another: it is this one's word that decides who may have it.
@@ -249,7 +252,10 @@ where
     progress.add_done(have);
     let resumed = have > 0;
     growing.advance(&file, have);
+    let mut pace = Pace::new(blob.stall);
     let mut idle = 0;
+    // Connections in a row that brought next to nothing.
+    let mut poor = 0;
     // Who sent something, but for the source itself.
     let mut mirrors: Vec<Mirror> = Vec::new();
     // Until the server shows that it cannot do ranges.
@@ -311,7 +317,6 @@ where
             if let (None, Some(length)) = (blob.size, response.content_length()) {
                 progress.set_total(have - skip + length);
             }
-            let mut pace = Pace::new(blob.stall);
             let mut stream = response.bytes_stream();
             loop {
                 let chunk = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), c = stream.next() => c };
@@ -337,7 +342,35 @@ where
             }
         }
         .await;
-        idle = if have > before { 0 } else { idle + 1 };
+        let passing = |error: &PullError| {
+            matches!(error.reason, Reason::Unavailable | Reason::Stalled)
+                && error.kind == PullError::new(error.reason, "").kind
+                && *error != damaged()
+        };
+        let outcome = match outcome {
+            Ok(()) if blob.size.is_none() => break 'transfer,
+            Ok(()) if blob.size == Some(have) => continue,
+            Ok(()) => pace.came(0, &blob.name),
+            Err(error) if error.reason == Reason::Stalled => {
+                // That counts for this window.
+                pace = Pace::new(blob.stall);
+                Err(error)
+            }
+            Err(error) if passing(&error) => pace.came(0, &blob.name).and(Err(error)),
+            Err(error) => Err(error),
+        };
+        let stalled = outcome.as_ref().is_err_and(|error| error.reason == Reason::Stalled);
+        if have - before >= pace.least().max(1) {
+            (idle, poor) = (0, 0);
+        } else {
+            idle += u32::from(stalled || have == before);
+            poor += 1;
+        }
+        let rest = async || {
+            let pause = (Duration::from_millis(200) * (1 << poor.min(6))).min(LONGEST_PAUSE);
+            let pause = pause + Duration::from_millis(rand::random_range(0..200));
+            tokio::select! { () = cancel.cancelled() => Err(PullError::cancelled()), () = tokio::time::sleep(pause) => Ok(()) }
+        };
         // It broke off or stands still: another is asked for the rest, if there is one.
         let useless = match outcome.as_ref().map_err(|error| error.reason) {
             Ok(()) | Err(Reason::Unavailable) => have == before,
@@ -347,23 +380,18 @@ where
             mirror.health.troubled(&mirror.host);
         }
         match outcome {
-            Ok(()) if blob.size.is_none() => break 'transfer,
-            Ok(()) if idle < IDLE_TRIES => {}
+            Ok(()) if poor == 0 => {}
+            Ok(()) if idle < IDLE_TRIES => rest().await?,
             Ok(()) => {
                 return Err(PullError::new(
                     Reason::Unavailable,
                     format!("{}: the server ends it after {have} of {most} bytes", blob.name),
                 ));
             }
-            Err(error)
-                if matches!(error.reason, Reason::Unavailable | Reason::Stalled)
-                    && error.kind == PullError::new(error.reason, "").kind
-                    && error != damaged()
-                    && idle < IDLE_TRIES =>
-            {
+            Err(_) if blob.size == Some(have) && stalled => {}
+            Err(error) if passing(&error) && idle < IDLE_TRIES => {
                 tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
-                let pause = Duration::from_millis(200) * (idle + 1) + Duration::from_millis(rand::random_range(0..200));
-                tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
+                rest().await?;
             }
             Err(error) => {
                 if error.reason == Reason::TooLarge || error == damaged() {

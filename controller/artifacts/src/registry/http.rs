@@ -247,7 +247,8 @@ pub fn range(from: u64) -> HeaderMap {
     headers
 }
 
-/// Tells a trickle from a transfer: a server that sends a byte now and then never times out otherwise.
+/// Tells a trickle from a transfer, over however many connections: a server that sends a byte now and then, or one with
+/// each answer, never times out otherwise.
 pub struct Pace {
     window: Duration,
     since: Instant,
@@ -264,22 +265,27 @@ impl Pace {
         }
     }
 
-    /// Some bytes came.
+    /// Fewer bytes than this, over a whole window, count as none.
+    pub fn least(&self) -> u64 {
+        self.window.as_secs().saturating_mul(SLOWEST)
+    }
+
+    /// Some bytes came, or (0) a connection ended.
     ///
     /// # Errors
-    /// Over the last window they were too few.
+    /// Over the last window they were too few. The next one begins.
     pub fn came(&mut self, bytes: u64, name: &str) -> Result<(), PullError> {
         self.bytes += bytes;
         let elapsed = self.since.elapsed();
         if elapsed < self.window {
             return Ok(());
         }
-        if self.bytes < elapsed.as_secs().saturating_mul(SLOWEST) {
-            let (bytes, seconds) = (self.bytes, elapsed.as_secs());
+        let (bytes, seconds) = (self.bytes, elapsed.as_secs());
+        *self = Pace::new(self.window);
+        if bytes < seconds.saturating_mul(SLOWEST) {
             let why = format!("{name}: only {bytes} bytes came in {seconds} s ({STALL_FLAG})");
             return Err(PullError::new(Reason::Stalled, why));
         }
-        *self = Pace::new(self.window);
         Ok(())
     }
 }
