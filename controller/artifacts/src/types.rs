@@ -316,7 +316,7 @@ pub struct Limits {
     pub metadata_bytes: u64,
     /// Bytes of one path.
     pub path_bytes: usize,
-    /// Uncompressed bytes of one image, all layers together.
+    /// Bytes of one image, all layers together: uncompressed, and as they come.
     pub uncompressed_bytes: u64,
     /// Bytes of a zstd window.
     pub zstd_window_bytes: u64,
