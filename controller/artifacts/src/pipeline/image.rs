@@ -114,7 +114,7 @@ impl Inner {
                         media_type,
                         platform: wanted.to_string(),
                         stated,
-                        manifest,
+                        manifest: *manifest,
                     });
                 }
                 Document::Index(entries) => {

@@ -9,6 +9,20 @@ use crate::reference::{Digest, Platform};
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// One image.
+const MANIFESTS: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+/// Several.
+const INDEXES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// `artifactType` of vmlet's own artefacts: kernels.
+pub const KERNEL: &str = "application/vnd.vmlet.kernel.v1";
+
 /// Configurations of images that can be run (OCI image specification 1.1; Docker image manifest version 2, schema 2).
 const CONFIGS: [&str; 2] = [
     "application/vnd.oci.image.config.v1+json",
@@ -54,6 +68,8 @@ pub struct Descriptor {
     pub size: u64,
     /// For entries of an index.
     pub platform: Option<IndexPlatform>,
+    /// For entries of an index that are no images.
+    pub artifact_type: Option<String>,
     /// Annotations.
     #[serde(default)]
     pub annotations: Option<std::collections::BTreeMap<String, String>>,
@@ -94,7 +110,7 @@ pub struct Manifest {
 #[derive(Debug)]
 pub enum Document {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// Several.
     Index(Vec<Descriptor>),
 }
@@ -130,32 +146,34 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
                     format!("the image has {many} layers, more than {max_layers}"),
                 ));
             }
-            Ok(Document::Manifest(manifest))
+            Ok(Document::Manifest(Box::new(manifest)))
         }
     }
 }
 
-/// The entry of an index for a platform. Attestations are no images; an entry without a platform
-/// counts only when it is the only one. Without a wanted variant the one without or with the
+/// Whether an entry of an index can lead to an image or to a kernel. Media types that are not known must be ignored (OCI
+/// image specification, image-index.md).
+fn counts(entry: &Descriptor) -> bool {
+    let artifact = entry.artifact_type.as_deref().unwrap_or_default();
+    let manifest = MANIFESTS.contains(&&*entry.media_type) && matches!(artifact, "" | KERNEL);
+    let attestation = entry
+        .annotations
+        .as_ref()
+        .is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
+    let unknown = |p: &IndexPlatform| p.os == "unknown" || p.architecture == "unknown";
+    (manifest || INDEXES.contains(&&*entry.media_type)) && !attestation && !entry.platform.as_ref().is_some_and(unknown)
+}
+
+/// The entry of an index for a platform. What is neither an image nor an index does not count, nor do attestations; an
+/// entry without a platform counts only when there is no other, but for itself once more. Without a wanted variant the one without or with the
 /// oldest variant is taken, which runs everywhere. Of several that are as good it is the first (OCI image
 /// specification, image-index.md).
 pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor, PullError> {
-    let images: Vec<&Descriptor> = entries
-        .iter()
-        .filter(|entry| {
-            let attestation = entry
-                .annotations
-                .as_ref()
-                .is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
-            !attestation
-                && entry
-                    .platform
-                    .as_ref()
-                    .is_none_or(|p| p.os != "unknown" && p.architecture != "unknown")
-        })
-        .collect();
-    if let [only] = images[..]
-        && only.platform.is_none()
+    let images: Vec<&Descriptor> = entries.iter().filter(|entry| counts(entry)).collect();
+    if let Some(only) = images.first()
+        && images
+            .iter()
+            .all(|entry| entry.platform.is_none() && entry.digest == only.digest)
     {
         return Ok(only);
     }
@@ -202,7 +220,8 @@ mod tests {
     const HEX: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
 
     fn entry(name: &str, platform: Value) -> Value {
-        json!({ "mediaType": name, "digest": format!("sha256:{HEX}"), "size": 1, "platform": platform })
+        json!({ "mediaType": MANIFESTS[0], "digest": Digest::sha256(name.as_bytes()).to_string(), "size": 1,
+            "platform": platform, "annotations": { "name": name } })
     }
 
     fn chosen(entries: &[Value], platform: &str) -> Result<String, PullError> {
@@ -212,7 +231,8 @@ mod tests {
             panic!("not an index")
         };
         let platform = platform.parse().expect("a platform");
-        choose(&entries, &platform).map(|entry| entry.media_type.clone())
+        let entry = choose(&entries, &platform)?;
+        Ok(entry.annotations.clone().expect("annotations")["name"].clone())
     }
 
     fn on(os: &str, architecture: &str) -> Value {
@@ -249,7 +269,48 @@ mod tests {
         );
         let proof = entry("proof", on("unknown", "unknown"));
         assert_eq!(chosen(&[bare.clone(), proof], "linux/amd64").expect("alone"), "bare");
-        chosen(&[bare.clone(), bare], "linux/amd64").expect_err("two");
+        chosen(&[bare.clone(), entry("other", Value::Null)], "linux/amd64").expect_err("two");
+        assert_eq!(
+            chosen(&[bare.clone(), bare], "linux/amd64").expect("one, twice"),
+            "bare"
+        );
+    }
+
+    #[test]
+    fn entries_that_are_neither_images_nor_indexes_are_ignored() {
+        for platform in [on("linux", "amd64"), Value::Null] {
+            let image = entry("image", platform.clone());
+            let with = |key: &str, value: &str| {
+                let mut foreign = entry("foreign", platform.clone());
+                foreign[key] = value.into();
+                foreign
+            };
+            for foreign in [
+                with("mediaType", "application/vnd.foo+json"),
+                with("mediaType", "application/vnd.cncf.notary.signature"),
+                with("mediaType", ""),
+                with("mediaType", LAYERS[0]),
+                with("artifactType", "application/vnd.foo"),
+            ] {
+                for entries in [[foreign.clone(), image.clone()], [image.clone(), foreign.clone()]] {
+                    assert_eq!(
+                        chosen(&entries, "linux/amd64").expect("the image"),
+                        "image",
+                        "{foreign}"
+                    );
+                }
+                chosen(&[foreign], "linux/amd64").expect_err("it is ignored");
+            }
+            for known in [MANIFESTS[1], INDEXES[0], INDEXES[1]] {
+                let known = with("mediaType", known);
+                assert_eq!(chosen(&[known], "linux/amd64").expect("known"), "foreign");
+            }
+            // As `vmlet kernel package` writes it.
+            assert_eq!(
+                chosen(&[with("artifactType", KERNEL)], "linux/amd64").expect("ours"),
+                "foreign"
+            );
+        }
     }
 
     #[test]

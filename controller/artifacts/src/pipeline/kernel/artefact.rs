@@ -25,7 +25,7 @@ use crate::registry::manifest::{Descriptor, Manifest};
 use crate::types::{BootFormat, Limits};
 
 /// `artifactType` of the manifest.
-pub const ARTIFACT: &str = "application/vnd.vmlet.kernel.v1";
+pub const ARTIFACT: &str = crate::registry::manifest::KERNEL;
 const CONFIG: &str = "application/vnd.vmlet.kernel.config.v1+json";
 const IMAGE: &str = "application/vnd.vmlet.kernel.image.v1+zstd";
 const MODULES: &str = "application/vnd.vmlet.kernel.modules.v1.tar+zstd";
