@@ -195,6 +195,35 @@ async fn h55_docker_and_oci_types_may_be_mixed_and_artefacts_are_no_images() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_whose_root_is_not_made_of_layers_is_refused() {
+    for (kind, said) in [
+        (json!("foo"), "a rootfs of the type \"foo\""),
+        (json!("LAYERS"), "a rootfs of the type"),
+        (Value::Null, "its configuration is broken"),
+    ] {
+        let web = configured(&named("f"), |config| config["rootfs"]["type"] = kind).serve(|_| None);
+        let failure = pull(&web).await.expect_err("no layers");
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("Malformed", true));
+        assert!(failure.message.contains(said), "{failure:?}");
+    }
+    let missing = configured(&named("f"), |config| {
+        config["rootfs"].as_object_mut().expect("an object").remove("type");
+    });
+    let failure = pull(&missing.serve(|_| None)).await.expect_err("no type");
+    assert!(failure.message.contains("missing field `type`"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_may_say_so_with_null() {
+    let image = Image::of(&[]);
+    for (layers, diff_ids) in [(json!([]), json!([])), (Value::Null, Value::Null)] {
+        let image = configured(&image, |config| config["rootfs"]["diff_ids"] = diff_ids);
+        let image = change(&image, |manifest| manifest["layers"] = layers);
+        pull(&image.serve(|_| None)).await.expect("an empty disk");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn h58_the_index_decides_what_runs_here() {
     let names = ["plain", "v1", "v3", "attestation", "other"];
     let images = names.map(named);

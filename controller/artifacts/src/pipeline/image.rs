@@ -21,7 +21,7 @@ use crate::layers::disk::DiskStore;
 use crate::layers::{LayerError, show};
 use crate::pulls::work::{BuiltImage, WorkContext};
 use crate::reference::{Digest, Platform};
-use crate::registry::manifest::{Document, Manifest, choose, is_config, is_layer, parse};
+use crate::registry::manifest::{Document, Manifest, choose, is_config, is_layer, or_null, parse};
 use crate::types::{Credential, ImageConfig, Limits, Source};
 
 /// File name of an image's disk in the job's directory.
@@ -52,6 +52,8 @@ struct Configuration {
 
 #[derive(Deserialize)]
 struct RootFs {
+    r#type: String,
+    #[serde(deserialize_with = "or_null")]
     diff_ids: Vec<String>,
 }
 
@@ -342,7 +344,14 @@ fn read_configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Config
 pub fn configured(name: &str, bytes: &[u8], platform: &str, layers: usize) -> Result<Configured, PullError> {
     let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
     let configuration = read_configuration(name, bytes, platform)?;
-    let diff_ids = configuration.rootfs.diff_ids;
+    let RootFs { r#type, diff_ids } = configuration.rootfs;
+    if r#type != "layers" {
+        // OCI image specification, config.md.
+        let is = show(r#type.as_bytes());
+        return Err(broken(format!(
+            "its configuration has a rootfs of the type {is}, not of layers"
+        )));
+    }
     if diff_ids.len() != layers {
         let named = diff_ids.len();
         return Err(broken(format!(

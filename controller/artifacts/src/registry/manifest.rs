@@ -1,6 +1,6 @@
 //! Manifests and indexes (OCI image specification, Docker schema 2), and choosing a platform. Pure.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{PullError, Reason};
 use crate::reference::{Digest, Platform};
@@ -103,7 +103,13 @@ pub struct Manifest {
     /// The configuration.
     pub config: Descriptor,
     /// The layers, the lowest first.
+    #[serde(deserialize_with = "or_null")]
     pub layers: Vec<Descriptor>,
+}
+
+/// A list, or `null`, as Go's encoders write an empty one.
+pub fn or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// What a manifest URL answered.
@@ -119,12 +125,14 @@ pub enum Document {
 #[serde(rename_all = "camelCase")]
 struct Shape {
     schema_version: Option<u32>,
+    media_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     layers: Option<serde_json::Value>,
     fs_layers: Option<serde_json::Value>,
 }
 
-/// Reads a document by its shape: the optional `mediaType` says nothing more.
+/// Reads a document by its shape, which its optional `mediaType` must not contradict: others would take it for something
+/// else.
 pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
     let broken = |why: String| PullError::new(Reason::Malformed, format!("the manifest is broken: {why}"));
     let shape: Shape = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
@@ -134,8 +142,18 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
             "the image has a schema 1 manifest; push it again with a current tool",
         ));
     }
+    if shape.schema_version != Some(2) {
+        return Err(broken("its schemaVersion is not 2".into()));
+    }
+    let says = |kinds: &[&str]| shape.media_type.as_deref().is_some_and(|said| kinds.contains(&said));
     match (shape.manifests, shape.layers) {
         (Some(_), Some(_)) => Err(broken("it has both `manifests` and `layers`".into())),
+        (Some(_), None) if says(&MANIFESTS) => Err(broken(
+            "its mediaType is that of a manifest, but it lists manifests".into(),
+        )),
+        (None, _) if says(&INDEXES) => Err(broken(
+            "its mediaType is that of an index, but it lists no manifests".into(),
+        )),
         (Some(entries), None) => Ok(Document::Index(entries)),
         (None, _) => {
             let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
@@ -351,10 +369,52 @@ mod tests {
         assert_eq!(parse(both, 512).expect_err("both").reason, Reason::Malformed);
         let old = br#"{"schemaVersion":1,"name":"a","tag":"b","fsLayers":[],"history":[]}"#;
         assert_eq!(parse(old, 512).expect_err("schema 1").reason, Reason::UnsupportedFormat);
+        for version in ["", r#""schemaVersion":null,"#, r#""schemaVersion":3,"#] {
+            let manifest = format!(r#"{{{version}"config":{layer},"layers":[]}}"#);
+            let index = format!(r#"{{{version}"manifests":[]}}"#);
+            for document in [manifest, index] {
+                let error = parse(document.as_bytes(), 512).expect_err(version);
+                assert_eq!(error.reason, Reason::Malformed);
+                assert!(error.message.contains("schemaVersion is not 2"), "{error}");
+            }
+        }
         let negative = br#"{"schemaVersion":2,"config":{"digest":"sha256:x","size":-1},"layers":[]}"#;
         assert_eq!(parse(negative, 512).expect_err("negative").reason, Reason::Malformed);
         let deep = "[".repeat(100_000);
         assert_eq!(parse(deep.as_bytes(), 512).expect_err("deep").reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn a_document_that_names_itself_as_something_else_is_refused() {
+        let document = |media_type: &str, index: bool| {
+            let mut document = json!({ "schemaVersion": 2, "mediaType": media_type });
+            if index {
+                document["manifests"] = json!([]);
+            } else {
+                document["config"] = json!({ "digest": format!("sha256:{HEX}"), "size": 1 });
+                document["layers"] = json!([]);
+            }
+            parse(document.to_string().as_bytes(), 512)
+        };
+        for (one, several) in MANIFESTS.into_iter().zip(INDEXES) {
+            document(one, false).expect("a manifest");
+            document(several, true).expect("an index");
+            for lie in [document(one, true), document(several, false)] {
+                let error = lie.expect_err("a lie");
+                assert_eq!(error.reason, Reason::Malformed);
+                assert!(error.message.contains("its mediaType is that of"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn layers_that_are_null_are_none_and_missing_ones_an_error() {
+        let parse = |layers: &str| {
+            let text = format!(r#"{{"schemaVersion":2,"config":{{"digest":"sha256:{HEX}","size":1}}{layers}}}"#);
+            parse(text.as_bytes(), 512)
+        };
+        assert!(matches!(parse(r#","layers":null"#), Ok(Document::Manifest(m)) if m.layers.is_empty()));
+        assert_eq!(parse("").expect_err("missing").reason, Reason::Malformed);
     }
 
     #[test]
