@@ -16,6 +16,8 @@ use support::scripted::{Image, credential, open_with, source};
 use support::web::{Fault, Reply, Request, Web};
 use support::{Tar, check, debugfs, gzip, image};
 use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
+use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::registry::blob::file_name;
 use vmlet_artifacts::types::*;
 
@@ -398,6 +400,70 @@ async fn h61_a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registr
         }
         artifacts.shutdown().await;
     }
+}
+
+fn build(web: &Web, dir: &Path) -> FileBuild {
+    FileBuild {
+        reference: format!("{}/app:latest", web.address),
+        output: dir.join("disk.img"),
+        size: None,
+        platform: Some("linux/amd64".into()),
+        credentials: Vec::new(),
+        registries: Default::default(),
+        limits: Limits::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_built_without_a_store_waits_for_a_registry_that_asks_for_time() {
+    let image = Image::usual();
+    let parts = ["/manifests/".to_owned(), image.blobs[0].0.clone(), image.layer(1).0];
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2));
+    let mut builds = Vec::new();
+    for part in parts {
+        for (status, after) in [(429, Some("1")), (429, Some(&*date)), (429, None), (503, Some("1"))] {
+            let (place, so_far, after) = (part.clone(), AtomicUsize::new(0), after.map(str::to_owned));
+            let web = image.serve(move |request| {
+                let first = request.path.contains(&place) && so_far.fetch_add(1, Ordering::SeqCst) == 0;
+                let reply = first.then(|| Reply::new(status))?;
+                Some(
+                    after
+                        .iter()
+                        .fold(reply, |reply, after| reply.header("retry-after", after)),
+                )
+            });
+            let part = part.clone();
+            builds.push(async move {
+                let dir = tempfile::tempdir().expect("a directory");
+                let progress = Progress::default();
+                let building = tokio::spawn(build_image_file(build(&web, dir.path()), progress.clone()));
+                while !building.is_finished() && !progress.stage().starts_with("waiting") {
+                    tokio::task::yield_now().await;
+                }
+                let said = progress.stage();
+                let disk = building.await.expect("no panic").expect("built");
+                assert!(said.ends_with("s, as the registry asks"), "{said}");
+                whole(&disk);
+                let asked = web
+                    .log()
+                    .into_iter()
+                    .filter(|r| r.method == "GET" && r.path.contains(&part));
+                assert_eq!(asked.count(), 2, "{part} {status}");
+            });
+        }
+    }
+    futures::future::join_all(builds).await;
+    // Longer than anybody waits before a terminal.
+    let web = image.serve(|request| {
+        let manifest = request.path.contains("/manifests/");
+        manifest.then(|| Reply::new(429).header("retry-after", "121"))
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let error = build_image_file(build(&web, dir.path()), Progress::default()).await;
+    let error = error.expect_err("too long");
+    assert!(error.message.contains("it asks for 121 s"), "{error}");
+    assert_eq!(web.count("/manifests/"), 1);
+    assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
 }
 
 /// A registry that is asked for a token first.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 use vmlet_ext4::Size;
 
+use super::patience::Patience;
 use super::{LAYOUT, Pipeline, disk, image};
 use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
@@ -34,7 +35,7 @@ pub struct FileBuild {
     pub limits: Limits,
 }
 
-/// Pulls an image and makes a disk of it. When this returns `Ok` the file and its name are
+/// Pulls an image and makes a disk of it. A registry that asks for time (429, Retry-After) gets two minutes in all. When this returns `Ok` the file and its name are
 /// durable. On an error, or when the future is dropped, there is no new file and nothing else is
 /// left next to it.
 ///
@@ -67,17 +68,28 @@ pub async fn build_image_file(build: FileBuild, progress: Progress) -> Result<Im
     let _dropped = cancel.clone().drop_guard();
     let cx = WorkContext::new(cancel, progress, scratch.0.clone(), scratch.0.clone());
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
+    let mut patience = Patience::new();
     let (digest, built) = loop {
         let built = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent);
         match built.await {
+            Ok(built) => break built,
             // A mirror had wrong content. Each time there is one fewer to be asked for that digest.
             Err(error) if error.reason == Reason::WrongDigest && !error.is_terminal() => {
                 tracing::warn!(%error, "once more, from elsewhere");
-                let half = scratch.0.join(image::DISK);
-                std::fs::remove_file(&half).or_else(absent_is_fine).map_err(local)?;
             }
-            result => break result?,
+            Err(error) => {
+                let why = error.to_string();
+                let pause = patience.wait(error)?;
+                tracing::warn!(error = why, seconds = pause.as_secs(), "once more, after a pause");
+                cx.progress
+                    .set_stage(&format!("waiting {} s, as the registry asks", pause.as_secs()));
+                tokio::time::sleep(pause).await;
+            }
         }
+        // What was downloaded stays.
+        let half = scratch.0.join(image::DISK);
+        std::fs::remove_file(&half).or_else(absent_is_fine).map_err(local)?;
+        cx.progress.set_done(0);
     };
     let made = scratch.0.join(image::DISK);
     let target = output.clone();
