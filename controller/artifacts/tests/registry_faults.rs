@@ -402,6 +402,35 @@ async fn h61_a_retry_after_is_waited_for_bounded_and_by_all_pulls_of_the_registr
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_asked_for_as_they_are_and_refused_with_a_content_encoding() {
+    let image = Image::usual();
+    let parts = ["/manifests/", "/token", &image.blobs[0].0, &image.layer(1).0];
+    for part in parts {
+        let (answers, encoded) = (image.clone(), part.to_owned());
+        let web = image.serve(move |request| {
+            let reply = behind_a_token(request).unwrap_or_else(|| answers.answer(request));
+            let encodes = request.path.contains(&encoded) && reply.is(200);
+            Some(if encodes {
+                reply.header("content-encoding", "gzip")
+            } else {
+                reply
+            })
+        });
+        let failure = pull(&web).await.expect_err(part);
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("UnsupportedFormat", true));
+        assert!(failure.message.contains("with Content-Encoding gzip"), "{failure:?}");
+        for request in web.log().iter().filter(|request| request.path != "/v2/") {
+            assert_eq!(request.header("accept-encoding"), Some("identity"), "{}", request.path);
+        }
+    }
+    let web = image.serve({
+        let image = image.clone();
+        move |request| Some(image.answer(request).header("content-encoding", "Identity"))
+    });
+    pull(&web).await.expect("that is none");
+}
+
 fn build(web: &Web, dir: &Path) -> FileBuild {
     FileBuild {
         reference: format!("{}/app:latest", web.address),

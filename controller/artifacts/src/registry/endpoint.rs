@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OnceCell};
 use super::addresses::is_loopback;
 use super::auth;
 use super::config::Target;
-use super::http::{Http, Route, range, success};
+use super::http::{Http, Route, range, success, unencoded};
 use super::session::{Authorization, Session};
 use super::{Fetched, manifest};
 use crate::authfile::Login;
@@ -205,13 +205,13 @@ impl Endpoint {
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
-        success(response, &name)
+        unencoded(response, &name)
     }
 
     /// GET with authentication; answers a success, and a name for messages.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
         let (response, name) = self.answer(Method::GET, path, headers).await?;
-        Ok((success(response, &name)?, name))
+        Ok((unencoded(response, &name)?, name))
     }
 
     /// A request with authentication; answers whatever came, and a name for messages.

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER,
+};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::Instant;
 
@@ -159,6 +162,8 @@ impl Http {
                 &clients.led
             };
             let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
+            // Digests and sizes are those of the bytes as they are.
+            request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             if let Some(value) = authorization
                 && url.origin() == route.url.origin()
             {
@@ -316,6 +321,24 @@ pub fn success(response: Response, name: &str) -> Result<Response, PullError> {
         Some(after) if reason.is_transient() => PullError::retry_after(reason, message, after),
         _ => PullError::new(reason, message),
     })
+}
+
+/// The same, and refuses bytes that are encoded for the way: they would be of another size and digest.
+pub fn unencoded(response: Response, name: &str) -> Result<Response, PullError> {
+    let response = success(response, name)?;
+    let encodings = response.headers().get_all(CONTENT_ENCODING).iter();
+    let encodings: Vec<_> = encodings
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    let encodings = encodings.join(", ");
+    if encodings.trim().is_empty() || encodings.eq_ignore_ascii_case("identity") {
+        return Ok(response);
+    }
+    let why = format!(
+        "{name}: the server sends it with Content-Encoding {encodings:.100}, although it was asked for without one; \
+         see the configuration of that server, or of the proxy before it"
+    );
+    Err(PullError::new(Reason::UnsupportedFormat, why))
 }
 
 /// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, as a time from now. The keyed pulls bound it.
