@@ -316,8 +316,8 @@ pub struct Limits {
     pub metadata_bytes: u64,
     /// Bytes of one path.
     pub path_bytes: usize,
-    /// Uncompressed bytes of one image, all layers together; and bytes that its files, directories, long links and extended
-    /// attributes take on the disk, rounded up to blocks.
+    /// Bytes of one image, all layers together: uncompressed, and as they come; and bytes that its files, directories, long
+    /// links and extended attributes take on the disk, rounded up to blocks.
     pub uncompressed_bytes: u64,
     /// Bytes of a zstd window.
     pub zstd_window_bytes: u64,

@@ -146,6 +146,25 @@ async fn a_manifest_and_a_configuration_have_4_mib_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn compressed_layers_have_as_many_bytes_as_uncompressed_ones_at_most_and_no_more_is_asked_for() {
+    let tars = [1u8, 2].map(|n| Tar::new().file("f", 0o644, &[n]).done());
+    // Behind a small layer: zeros, and frames that are skipped.
+    let skipped = [&[0x50, 0x2a, 0x4d, 0x18][..], &50_000u32.to_le_bytes(), &[7; 50_000]].concat();
+    let layers = [
+        (tars[0].clone(), [gzip(&tars[0]), vec![0; 50_000]].concat()),
+        (tars[1].clone(), [zstd(&tars[1]), skipped].concat()),
+    ];
+    let sum: u64 = layers.iter().map(|(_, blob)| blob.len() as u64).sum();
+    let served = Image::of(&layers);
+    let most = |bytes: u64| move |limits: &mut Limits| limits.uncompressed_bytes = bytes;
+    pull(&served, most(sum)).await.expect("at the limit");
+    let failure = pull(&served, most(sum - 1)).await.expect_err("beyond it");
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("TooLarge", true));
+    let said = format!("{sum} bytes, more than {} (--max-image-gib)", sum - 1);
+    assert!(failure.message.contains(&said), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_has_512_layers_at_most() {
     let layers = |count: usize| {
         let layer = |n: usize| {

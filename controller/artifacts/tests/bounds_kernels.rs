@@ -54,6 +54,12 @@ fn image(kernel: &[u8]) -> Web {
 
 /// vmlet's own artefact.
 fn artefact(kernel: &[u8]) -> Web {
+    artefact_of(zstd(kernel)).0
+}
+
+/// The same with a kernel that is compressed already, and that one's digest.
+fn artefact_of(kernel: Vec<u8>) -> (Web, String) {
+    let digest = Digest::sha256(&kernel).to_string();
     let config = json!({ "version": RELEASE, "architecture": "amd64", "bootFormat": "pvhElf" });
     let mut blobs = Vec::new();
     let mut blob = |media_type: &str, bytes: Vec<u8>| {
@@ -66,11 +72,11 @@ fn artefact(kernel: &[u8]) -> Web {
         "application/vnd.vmlet.kernel.config.v1+json",
         serde_json::to_vec(&config).unwrap(),
     );
-    let kernel = blob("application/vnd.vmlet.kernel.image.v1+zstd", zstd(kernel));
+    let kernel = blob("application/vnd.vmlet.kernel.image.v1+zstd", kernel);
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.vmlet.kernel.v1",
         "config": config, "layers": [kernel] });
     let manifest = serde_json::to_vec(&manifest).unwrap();
-    Image { manifest, blobs }.serve(|_| None)
+    (Image { manifest, blobs }.serve(|_| None), digest)
 }
 
 fn too_large(result: Result<Arc<KernelFiles>, Failure>, part: &str) {
@@ -102,6 +108,22 @@ async fn a_kernel_ends_at_its_bound_as_it_comes_and_expanded() {
     let web = image(&packed);
     let less = packed.len() as u64 - 1;
     too_large(pull(&web, false, size_of(less)).await, &format!("more than {less}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_comes_with_more_bytes_than_its_bound_is_not_asked_for() {
+    let plain = vmlinux(RELEASE);
+    let skipped = [&[0x50, 0x2a, 0x4d, 0x18][..], &50_000u32.to_le_bytes(), &[7; 50_000]].concat();
+    let packed = [zstd(&plain), skipped].concat();
+    let most = packed.len() as u64;
+    let (web, digest) = artefact_of(packed.clone());
+    pull(&web, false, |limits| limits.kernel_bytes = most)
+        .await
+        .expect("at the limit");
+    let before = web.count(&digest);
+    let said = format!("its kernel has {most} bytes, more than {} (--max-kernel-mib)", most - 1);
+    too_large(pull(&web, false, |limits| limits.kernel_bytes = most - 1).await, &said);
+    assert_eq!(web.count(&digest), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
@@ -17,12 +18,19 @@ use support::scripted::{Image, noise, open_with, source};
 use support::web::{Fault, Reply, Web};
 use support::{MANIFEST, check, debugfs, gzip, image, zstd};
 use vmlet_artifacts::reference::Digest;
+use vmlet_artifacts::registry::blob::file_name;
 use vmlet_artifacts::types::*;
 
 /// An image of one layer with the file `/name`.
 fn named(name: &str) -> Image {
     let tar = tar(&[file(name, name)]);
     Image::of(&[(tar.clone(), gzip(&tar))])
+}
+
+/// The file of a blob in a store.
+fn blob(store: &Path, web: &Web, digest: &str) -> PathBuf {
+    let digest = digest.parse().expect("a digest");
+    store.join("blobs").join(file_name(&web.address, &digest))
 }
 
 fn change(image: &Image, how: impl FnOnce(&mut Value)) -> Image {
@@ -184,6 +192,35 @@ async fn h55_docker_and_oci_types_may_be_mixed_and_artefacts_are_no_images() {
         failure.message.contains("is an artefact, not an image to run"),
         "{failure:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_whose_root_is_not_made_of_layers_is_refused() {
+    for (kind, said) in [
+        (json!("foo"), "a rootfs of the type \"foo\""),
+        (json!("LAYERS"), "a rootfs of the type"),
+        (Value::Null, "its configuration is broken"),
+    ] {
+        let web = configured(&named("f"), |config| config["rootfs"]["type"] = kind).serve(|_| None);
+        let failure = pull(&web).await.expect_err("no layers");
+        assert_eq!((failure.reason.as_str(), failure.terminal), ("Malformed", true));
+        assert!(failure.message.contains(said), "{failure:?}");
+    }
+    let missing = configured(&named("f"), |config| {
+        config["rootfs"].as_object_mut().expect("an object").remove("type");
+    });
+    let failure = pull(&missing.serve(|_| None)).await.expect_err("no type");
+    assert!(failure.message.contains("missing field `type`"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_may_say_so_with_null() {
+    let image = Image::of(&[]);
+    for (layers, diff_ids) in [(json!([]), json!([])), (Value::Null, Value::Null)] {
+        let image = configured(&image, |config| config["rootfs"]["diff_ids"] = diff_ids);
+        let image = change(&image, |manifest| manifest["layers"] = layers);
+        pull(&image.serve(|_| None)).await.expect("an empty disk");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,31 +408,30 @@ async fn h62_a_pull_that_is_killed_leaves_nothing_that_counts() {
             if !request.path.ends_with(&stalled) {
                 return None;
             }
-            asked.lock().unwrap().take().map(|asked| asked.send(()));
+            // The first time only.
+            let _ = asked.lock().unwrap().take()?.send(());
             Some(Reply::new(200).body(&body).fault(Fault::Stall(part)))
         });
         let dir = tempfile::tempdir().unwrap();
         let mut child = Killed::start(dir.path(), &web);
         told.await.unwrap();
         // The bytes that come are kept as they come.
-        let partial = dir.path().join("artifacts/blobs").join(large.replace(':', "-"));
+        let partial = blob(&dir.path().join("artifacts"), &web, &large);
         child.until(|| size(&partial) >= part as u64);
         let temporary = || std::fs::read_dir(dir.path().join("artifacts/tmp")).unwrap().count();
         assert_eq!(temporary(), 1);
         drop(child);
-        drop(web);
 
+        let before = web.log().len();
         let (artifacts, mut woken) = open_with(dir.path(), |_| ()).await;
         assert_eq!(temporary(), 0, "the next start removes what nobody owns");
         assert!(artifacts.inventory().await.is_empty(), "nothing was published");
-        let good = usual.serve(|_| None);
-        let disk = image(&artifacts, &mut woken, "vm", source(&good)).await.unwrap();
+        let disk = image(&artifacts, &mut woken, "vm", source(&web)).await.unwrap();
         check(&disk.path);
         assert_eq!(debugfs(&disk.path, "cat /last"), "last\n");
-        let from: Vec<_> = good
-            .log()
+        let from: Vec<_> = web.log()[before..]
             .iter()
-            .filter(|r| r.path.ends_with(&large))
+            .filter(|r| r.method == "GET" && r.path.ends_with(&large))
             .map(|r| r.from().unwrap_or(0))
             .collect();
         assert_eq!(
@@ -414,16 +450,18 @@ async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_n
     let (large, bytes) = whole.layer(1);
     let part = bytes.len() * 3 / 4;
     let (held, body) = (large.clone(), bytes.clone());
+    let killed = Arc::new(AtomicBool::new(false));
+    let over = killed.clone();
     let web = whole.serve(move |request| {
         let stall = || Reply::new(200).body(&body).fault(Fault::Stall(part));
-        request.path.ends_with(&held).then(stall)
+        (request.path.ends_with(&held) && !over.load(Ordering::SeqCst)).then(stall)
     });
     let dir = tempfile::tempdir().unwrap();
     let mut child = Killed::start(dir.path(), &web);
     let store = dir.path().join("artifacts");
     // All that came is in its place, and of what came most is on the disk: no more happens until the rest comes.
     child.until(|| {
-        let came = size(&store.join("blobs").join(large.replace(':', "-"))) == part as u64;
+        let came = size(&blob(&store, &web, &large)) == part as u64;
         let jobs = entries(&store.join("tmp")).into_iter();
         let grown = jobs.map(|job| size(&job.join("disk.ext4")));
         came && grown.sum::<u64>() > 1 << 20
@@ -433,7 +471,8 @@ async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_n
         "nothing half has its final name"
     );
     drop(child);
-    drop(web);
+    killed.store(true, Ordering::SeqCst);
+    let before = web.log().len();
 
     // What the killed one left.
     let [job] = &entries(&store.join("tmp"))[..] else {
@@ -443,15 +482,16 @@ async fn h62_a_pull_that_is_killed_while_its_disk_grows_leaves_no_disk_and_the_n
     let (artifacts, mut woken) = open_with(dir.path(), |_| ()).await;
     assert!(!job.exists(), "the next start removes what nobody owns");
     assert!(entries(&store.join("images")).is_empty() && artifacts.inventory().await.is_empty());
-    let good = whole.serve(|_| None);
-    let disk = image(&artifacts, &mut woken, "vm", source(&good)).await.unwrap();
+    let disk = image(&artifacts, &mut woken, "vm", source(&web)).await.unwrap();
     check(&disk.path);
     assert_eq!(debugfs(&disk.path, "cat /first"), "first\n");
     assert_eq!(debugfs(&disk.path, "cat /last"), "last\n");
     let dump = dir.path().join("noise");
     debugfs(&disk.path, &format!("dump /noise {}", dump.display()));
     assert!(std::fs::read(&dump).unwrap() == noise(2_000_000));
-    let asked = good.log().into_iter().filter(|request| request.path.ends_with(&large));
+    let log = web.log();
+    let asked = log[before..].iter();
+    let asked = asked.filter(|request| request.method == "GET" && request.path.ends_with(&large));
     let asked: Vec<_> = asked.map(|request| request.from()).collect();
     assert_eq!(asked, [Some(part)], "what came is used, and only the rest is asked for");
     artifacts.shutdown().await;

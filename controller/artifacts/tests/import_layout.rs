@@ -36,6 +36,7 @@ fn write_layout(layout: &Path) -> String {
     );
     let layer = blob(layout, "application/vnd.oci.image.layer.v1.tar", &tar);
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
+    fs::write(layout.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let manifest = blob(layout, MANIFEST, &serde_json::to_vec(&manifest).unwrap());
     let digest = manifest["digest"].as_str().unwrap().to_owned();
     fs::write(
@@ -86,7 +87,9 @@ async fn nothing_outside_of_the_import_directory_is_reached() {
     fs::create_dir_all(import.join("inner")).unwrap();
     std::os::unix::fs::symlink(&outside, import.join("link")).unwrap();
     // Its files lead out.
-    std::os::unix::fs::symlink(outside.join("index.json"), import.join("inner/index.json")).unwrap();
+    for file in ["oci-layout", "index.json"] {
+        std::os::unix::fs::symlink(outside.join(file), import.join("inner").join(file)).unwrap();
+    }
     let (artifacts, mut woken) = open(dir.path(), Some(&import)).await;
     let absolute = outside.to_str().unwrap();
     for (n, path) in ["../outside", "inner/../../outside", "link", absolute, "inner"]
@@ -100,6 +103,48 @@ async fn nothing_outside_of_the_import_directory_is_reached() {
         assert_eq!(failure.reason, "BadReference", "{path}: {failure:?}");
     }
     artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_a_layout_by_its_marker_and_of_version_1_0_only() {
+    for (marker, reason, said) in [
+        (None, "NotFound", "oci-layout: there is no such thing"),
+        (
+            Some("{}"),
+            "Malformed",
+            "its oci-layout is broken: missing field `imageLayoutVersion`",
+        ),
+        (
+            Some(r#"{"imageLayoutVersion":"9.9.9"}"#),
+            "UnsupportedFormat",
+            "the version \"9.9.9\"",
+        ),
+        (
+            Some(r#"{"imageLayoutVersion":"1.0"}"#),
+            "UnsupportedFormat",
+            "the version",
+        ),
+        (Some(r#"{"imageLayoutVersion":"1.0.7"}"#), "", ""),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let import = dir.path().join("import");
+        write_layout(&import.join("app"));
+        let file = import.join("app/oci-layout");
+        match marker {
+            None => fs::remove_file(file).expect("removed"),
+            Some(text) => fs::write(file, text).expect("written"),
+        }
+        let (artifacts, mut woken) = open(dir.path(), Some(&import)).await;
+        let who = Interest("vm-1".into());
+        match settle(&mut woken, || artifacts.ensure_image(&who, want("app"))).await {
+            Ok(_) => assert_eq!(reason, "", "{marker:?}"),
+            Err(failure) => {
+                assert_eq!(failure.reason, reason, "{failure:?}");
+                assert!(failure.message.contains(said), "{failure:?}");
+            }
+        }
+        artifacts.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,11 @@ mod support;
 
 use base64::Engine as _;
 use support::scripted::{Image, credential, open_with, source};
-use support::web::{Reply, Web};
+use support::web::{Reply, Request, Web};
 use tokio::sync::mpsc;
 use vmlet_artifacts::facade::Artifacts;
+use vmlet_artifacts::reference::Digest;
+use vmlet_artifacts::registry::blob::file_name;
 use vmlet_artifacts::types::*;
 
 const LIMITS: fn(&mut Limits) = |_| ();
@@ -217,4 +219,141 @@ async fn a_registry_that_knows_no_head_is_asked_by_get_and_one_with_another_dige
         "WrongDigest"
     );
     node.artifacts.shutdown().await;
+}
+
+/// Another image with the layers and the configuration of this one.
+fn copied(image: &Image) -> Image {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).expect("JSON");
+    manifest["annotations"] = serde_json::json!({ "made": "by somebody else" });
+    Image {
+        manifest: serde_json::to_vec(&manifest).expect("JSON"),
+        blobs: image.blobs.clone(),
+    }
+}
+
+/// A registry with the private image `app` and with its copy `other`, to whose layer it answers this.
+fn two_repositories(layer: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Web {
+    let (image, other) = (small(), copied(&small()));
+    let blob = format!("/v2/app/blobs/{}", image.layer(0).0);
+    Web::start(move |request| {
+        let Some(rest) = request.path.strip_prefix("/v2/other/") else {
+            let let_in = request.path == "/v2/" || request.header("authorization") == Some(&basic("owner"));
+            let refused = Reply::new(401).header("www-authenticate", "Basic realm=\"registry\"");
+            return if let_in { image.answer(request) } else { refused };
+        };
+        let same = Request {
+            path: format!("/v2/app/{rest}"),
+            ..request.clone()
+        };
+        let special = if same.path == blob { layer(&same) } else { None };
+        special.unwrap_or_else(|| other.answer(&same))
+    })
+}
+
+fn other(web: &Web) -> Source {
+    Source::Oci {
+        reference: format!("{}/other:latest", web.address),
+        platform: Some("linux/amd64".into()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_here_is_not_given_to_who_only_names_its_digest() {
+    for (status, reason) in [(404, "NotFound"), (401, "Unauthorized"), (403, "Unauthorized")] {
+        let web = two_repositories(move |_| Some(Reply::new(status)));
+        let layer = small().layer(0).0;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut node = Node::open(dir.path()).await;
+        node.ask("owner", &web, Some("owner")).await.expect("its own");
+        let thief = support::image(&node.artifacts, &mut node.woken, "thief", other(&web)).await;
+        let thief = thief.expect_err("a theft");
+        assert_eq!(thief.reason, reason, "{thief:?}");
+        let asked = web
+            .log()
+            .into_iter()
+            .filter(|r| r.path == format!("/v2/other/blobs/{layer}"));
+        assert_eq!(asked.map(|r| r.method).next().as_deref(), Some("HEAD"));
+        // It hears what somebody hears to whom nothing is here.
+        let empty = tempfile::tempdir().expect("a directory");
+        let mut fresh = Node::open(empty.path()).await;
+        let honest = support::image(&fresh.artifacts, &mut fresh.woken, "thief", other(&web)).await;
+        assert_eq!(honest.expect_err("it has no such layer").message, thief.message);
+        node.artifacts.shutdown().await;
+        fresh.artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_here_is_used_after_one_head_by_those_who_may_have_it() {
+    // The last two know no HEAD, or sign their URLs for GET alone: a byte is asked for instead.
+    for status in [None, Some(405), Some(403)] {
+        let web = two_repositories(move |request| status.filter(|_| request.method == "HEAD").map(Reply::new));
+        let layer = small().layer(0).0;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut node = Node::open(dir.path()).await;
+        node.ask("owner", &web, Some("owner")).await.expect("its own");
+        let disk = support::image(&node.artifacts, &mut node.woken, "friend", other(&web)).await;
+        disk.expect("it may have it");
+        let asked = web
+            .log()
+            .into_iter()
+            .filter(|r| r.path == format!("/v2/other/blobs/{layer}"));
+        let asked: Vec<_> = asked
+            .map(|r| (r.method.clone(), r.header("range").map(str::to_owned)))
+            .collect();
+        let mut expected = vec![("HEAD".to_owned(), None)];
+        expected.extend(status.map(|_| ("GET".to_owned(), Some("bytes=0-0".to_owned()))));
+        assert_eq!(asked, expected);
+        node.artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_registry_gave_is_not_given_on_the_word_of_another() {
+    let image = small();
+    let owner = private(&image, &["owner"], &closed());
+    let layer = image.layer(0).0;
+    let lost = layer.clone();
+    // It says that it has everything.
+    let liar = copied(&image).serve(move |request| {
+        let wanted = request.path.ends_with(&lost);
+        wanted.then(|| Reply::new(if request.method == "HEAD" { 200 } else { 404 }))
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut node = Node::open(dir.path()).await;
+    node.ask("owner", &owner, Some("owner")).await.expect("its own");
+    let thief = support::image(&node.artifacts, &mut node.woken, "thief", source(&liar)).await;
+    assert_eq!(thief.expect_err("a theft").reason, "NotFound");
+    // Nor is it the file of a URL.
+    let digest: Digest = layer.parse().expect("a digest");
+    let file = Source::Http {
+        url: liar.url(&format!("/v2/app/blobs/{layer}")),
+        sha256: digest.hex().to_owned(),
+    };
+    let thief = support::image(&node.artifacts, &mut node.woken, "another", file).await;
+    assert_eq!(thief.expect_err("a theft").reason, "NotFound");
+    node.artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_of_a_partial_download_is_asked_for_only_by_those_who_may_have_it() {
+    let (digest, bytes) = small().layer(0);
+    for missing in [0, 1] {
+        let web = two_repositories(|_| Some(Reply::new(404)));
+        let dir = tempfile::tempdir().expect("a directory");
+        let blobs = dir.path().join("artifacts/blobs");
+        std::fs::create_dir_all(&blobs).expect("a directory");
+        let partial = blobs.join(file_name(&web.address, &digest.parse().expect("a digest")));
+        std::fs::write(&partial, &bytes[..bytes.len() - missing]).expect("written");
+        let mut node = Node::open(dir.path()).await;
+        let thief = support::image(&node.artifacts, &mut node.woken, "thief", other(&web)).await;
+        assert_eq!(thief.expect_err("a theft").reason, "NotFound");
+        node.ask("owner", &web, Some("owner")).await.expect("its own");
+        let gets = web
+            .log()
+            .into_iter()
+            .filter(|r| r.method == "GET" && r.path.ends_with(&digest));
+        assert_eq!(gets.filter(|r| r.header("authorization").is_some()).count(), missing);
+        node.artifacts.shutdown().await;
+    }
 }

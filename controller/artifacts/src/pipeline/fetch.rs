@@ -1,8 +1,9 @@
-//! One download per digest at a time; a second job that wants it waits and finds it there.
+//! One download per host and digest at a time; a second job that wants it waits, finds it there, and asks whether it may
+//! have it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -19,13 +20,13 @@ use crate::registry::blob::{Blob, Growing, download};
 /// Transfers at a time for one job. Each has a thread, because writing to the disk blocks.
 const AT_A_TIME: usize = 4;
 
-/// The locks of digests that are wanted now.
+/// The locks of files that are wanted now.
 #[derive(Default)]
-pub struct Downloads(Mutex<HashMap<Digest, Arc<AsyncMutex<()>>>>);
+pub struct Downloads(Mutex<HashMap<PathBuf, Arc<AsyncMutex<()>>>>);
 
 /// A blob in use by a job.
 struct InUse {
-    digest: Digest,
+    path: PathBuf,
     lock: Arc<AsyncMutex<()>>,
     /// Its bytes.
     growing: Growing,
@@ -56,22 +57,24 @@ impl Downloads {
         let mut blobs = Vec::with_capacity(wanted.len());
         let mut queue = VecDeque::with_capacity(wanted.len());
         for blob in wanted {
-            let digest = blob.digest.clone();
+            let path = blob.path.clone();
             let lock = self
                 .0
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .entry(digest.clone())
+                .entry(path.clone())
                 .or_default()
                 .clone();
             let growing = Growing::default();
             queue.push_back((blob, lock.clone(), growing.clone()));
-            blobs.push(InUse { digest, lock, growing });
+            blobs.push(InUse { path, lock, growing });
         }
         let threads = queue.len().min(AT_A_TIME);
         let queue = Arc::new(Mutex::new(queue));
+        // What this job has fetched itself.
+        let fetched = Arc::new(Mutex::new(HashSet::new()));
         for _ in 0..threads {
-            let (job, queue, remote) = (cx.clone(), queue.clone(), remote.clone());
+            let (job, queue, remote, fetched) = (cx.clone(), queue.clone(), remote.clone(), fetched.clone());
             let runtime = tokio::runtime::Handle::current();
             cx.spawn_blocking(move || {
                 loop {
@@ -79,7 +82,13 @@ impl Downloads {
                     let Some((blob, lock, growing)) = next else { return };
                     let result = runtime.block_on(async {
                         let _one = tokio::select! { () = job.cancel.cancelled() => return Err(PullError::cancelled()), guard = lock.lock() => guard };
-                        download(&blob, &growing, &job.progress, &job.cancel, |from| remote.blob(&blob.digest, from)).await
+                        let may_have = async || {
+                            let ours = fetched.lock().unwrap_or_else(PoisonError::into_inner).contains(&blob.digest);
+                            if ours { Ok(()) } else { remote.may_have(&blob.digest).await }
+                        };
+                        download(&blob, &growing, &job.progress, &job.cancel, may_have, |from| remote.blob(&blob.digest, from)).await?;
+                        fetched.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone());
+                        Ok(())
                     });
                     growing.end(result);
                 }
@@ -90,19 +99,16 @@ impl Downloads {
 
     /// The job is over and its threads have ended. The file stays, for other images that share the blob
     /// and for a resume: the store's collection removes it when nobody has used it for a while.
-    fn done(&self, blob: InUse, blobs: &Path) {
+    fn done(&self, blob: InUse) {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let InUse { digest, lock, growing } = blob;
+        let InUse { path, lock, growing } = blob;
         drop(growing);
-        if let Ok(file) = std::fs::File::options()
-            .append(true)
-            .open(blobs.join(digest.file_name()))
-        {
+        if let Ok(file) = std::fs::File::options().append(true).open(&path) {
             let _ = file.set_modified(SystemTime::now());
         }
         // The map's and ours: nobody else. (The job's threads have ended.)
         if Arc::strong_count(&lock) <= 2 {
-            locks.remove(&digest);
+            locks.remove(&path);
         }
     }
 }
@@ -123,13 +129,13 @@ impl Inner {
             Origin::Registry(registry) => {
                 let repository = registry.reference();
                 let repository = format!("{}/{}", repository.registry, repository.repository);
+                let remote = Remote::Registry(registry.clone());
                 let blob = |(digest, size)| {
                     let name = format!("{repository} (blob {digest})");
-                    self.blob(cx, name, digest, Some(size), size)
+                    self.blob(cx, &remote, name, digest, Some(size), size)
                 };
                 let wanted = wanted.into_iter().map(blob).collect();
-                self.downloaded(cx, &Remote::Registry(registry.clone()), wanted, make)
-                    .await
+                self.downloaded(cx, &remote, wanted, make).await
             }
             Origin::Layout(layout) => {
                 let mut here = Vec::with_capacity(wanted.len());
@@ -152,14 +158,9 @@ impl Inner {
     ) -> Result<T, PullError> {
         match (&file.place, &file.digest) {
             (FilePlace::Web(web), Some(digest)) => {
-                let wanted = vec![self.blob(
-                    cx,
-                    file.name.clone(),
-                    digest.clone(),
-                    None,
-                    self.limits.uncompressed_bytes,
-                )];
-                self.downloaded(cx, &Remote::Web(web.clone()), wanted, only(make)).await
+                let (remote, most) = (Remote::Web(web.clone()), self.limits.uncompressed_bytes);
+                let wanted = vec![self.blob(cx, &remote, file.name.clone(), digest.clone(), None, most)];
+                self.downloaded(cx, &remote, wanted, only(make)).await
             }
             (FilePlace::Web(_), None) => Err(PullError::new(
                 Reason::Internal,
@@ -173,10 +174,18 @@ impl Inner {
         }
     }
 
-    fn blob(&self, cx: &WorkContext, name: String, digest: Digest, size: Option<u64>, most: u64) -> Blob {
+    fn blob(
+        &self,
+        cx: &WorkContext,
+        remote: &Remote,
+        name: String,
+        digest: Digest,
+        size: Option<u64>,
+        most: u64,
+    ) -> Blob {
         Blob {
             name,
-            path: cx.blobs.join(digest.file_name()),
+            path: cx.blobs.join(remote.file_name(&digest)),
             digest,
             size,
             most,
@@ -213,7 +222,7 @@ impl Inner {
             result = Err(damage);
         }
         for blob in blobs {
-            self.downloads.done(blob, &cx.blobs);
+            self.downloads.done(blob);
         }
         result
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 use vmlet_ext4::Size;
 
+use super::patience::Patience;
 use super::{LAYOUT, Pipeline, disk, image};
 use crate::error::{PullError, Reason};
 use crate::pulls::identity::image_id;
@@ -80,6 +81,7 @@ pub async fn build_image_file(
     let dir = scratch.path().to_path_buf();
     let cx = WorkContext::new(cancel, progress, dir.clone(), dir);
     let extent = size.map_or_else(disk::base_size, Size::Fixed);
+    let mut patience = Patience::new();
     let result = loop {
         let built = pipeline.0.image(&source, None, &platform, &credentials, &cx, extent);
         let built = tokio::select! {
@@ -87,14 +89,32 @@ pub async fn build_image_file(
             () = cx.cancel.cancelled() => Err(PullError::cancelled()),
         };
         match built {
+            Ok(built) => break Ok(built),
             // A mirror had wrong content. Each time there is one fewer to be asked for that digest.
             Err(error) if error.reason == Reason::WrongDigest && !error.is_terminal() => {
                 tracing::warn!(%error, "once more, from elsewhere");
-                let half = scratch.path().join(image::DISK);
-                std::fs::remove_file(&half).or_else(absent_is_fine).map_err(local)?;
             }
-            result => break result,
+            Err(error) => {
+                let why = error.to_string();
+                let pause = match patience.wait(error) {
+                    Ok(pause) => pause,
+                    Err(error) => break Err(error),
+                };
+                tracing::warn!(error = why, seconds = pause.as_secs(), "once more, after a pause");
+                cx.progress
+                    .set_stage(&format!("waiting {} s, as the registry asks", pause.as_secs()));
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = cx.cancel.cancelled() => break Err(PullError::cancelled()),
+                }
+            }
         }
+        // What was downloaded stays.
+        let half = scratch.path().join(image::DISK);
+        if let Err(error) = std::fs::remove_file(&half).or_else(absent_is_fine) {
+            break Err(local(error));
+        }
+        cx.progress.set_done(0);
     };
     // Or else a thread could make a file where everything is to go.
     cx.join_blocking().await;

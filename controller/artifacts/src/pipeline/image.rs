@@ -21,7 +21,7 @@ use crate::layers::disk::DiskStore;
 use crate::layers::{LayerError, show};
 use crate::pulls::work::{BuiltImage, WorkContext};
 use crate::reference::{Digest, Platform};
-use crate::registry::manifest::{Document, Manifest, choose, is_config, is_layer, parse};
+use crate::registry::manifest::{Document, Manifest, choose, is_config, is_layer, or_null, parse};
 use crate::types::{Credential, ImageConfig, Limits, Source};
 
 /// File name of an image's disk in the job's directory.
@@ -52,6 +52,8 @@ struct Configuration {
 
 #[derive(Deserialize)]
 struct RootFs {
+    r#type: String,
+    #[serde(deserialize_with = "or_null")]
     diff_ids: Vec<String>,
 }
 
@@ -114,7 +116,7 @@ impl Inner {
                         media_type,
                         platform: wanted.to_string(),
                         stated,
-                        manifest,
+                        manifest: *manifest,
                     });
                 }
                 Document::Index(entries) => {
@@ -173,7 +175,7 @@ impl Inner {
         cx: &WorkContext,
         size: Size,
     ) -> Result<(Digest, BuiltImage), PullError> {
-        let (found, configuration) = tokio::select! {
+        let (found, wanted, configuration) = tokio::select! {
             biased;
             () = cx.cancel.cancelled() => return Err(PullError::cancelled()),
             both = async {
@@ -184,12 +186,12 @@ impl Inner {
                     let why = format!("{name} is an artefact, not an image to run (its configuration is {media_type})");
                     return Err(PullError::new(Reason::UnsupportedFormat, why));
                 }
+                let wanted = wanted(name, &found.manifest, &self.limits)?;
                 let bytes = found.origin.small_blob(&config.digest()?, config.size).await?;
-                Ok::<_, PullError>((found, bytes))
+                Ok::<_, PullError>((found, wanted, bytes))
             } => both?,
         };
         let Configured { diff_ids, run } = configured(name, &configuration, platform, found.manifest.layers.len())?;
-        let wanted = wanted(name, &found.manifest)?;
         let (disk, digest) = (self.disk(cx, size), found.digest.clone());
         let named = digests(&wanted);
         let make = move |blobs: &[Bytes]| {
@@ -296,8 +298,16 @@ pub fn digests(wanted: &[(Digest, u64)]) -> Vec<Digest> {
     wanted.iter().map(|(digest, _)| digest.clone()).collect()
 }
 
-/// The blobs of an image's layers, with their sizes.
-pub fn wanted(name: &str, manifest: &Manifest) -> Result<Vec<(Digest, u64)>, PullError> {
+/// The blobs of an image's layers, with their sizes. Together they may have no more bytes than the bound for what they
+/// are uncompressed: beyond it they are padding.
+pub fn wanted(name: &str, manifest: &Manifest, limits: &Limits) -> Result<Vec<(Digest, u64)>, PullError> {
+    let bytes = manifest.layers.iter().map(|layer| layer.size);
+    let (bytes, most) = (bytes.fold(0, u64::saturating_add), limits.uncompressed_bytes);
+    if bytes > most {
+        let why = format!("{name}: its layers have {bytes} bytes, more than {most} (--max-image-gib)");
+        return Err(PullError::new(Reason::TooLarge, why));
+    }
+
     let layer = |layer: &crate::registry::manifest::Descriptor| {
         if is_layer(&layer.media_type) {
             return Ok((layer.digest()?, layer.size));
@@ -334,7 +344,14 @@ fn read_configuration(name: &str, bytes: &[u8], platform: &str) -> Result<Config
 pub fn configured(name: &str, bytes: &[u8], platform: &str, layers: usize) -> Result<Configured, PullError> {
     let broken = |why: String| PullError::new(Reason::Malformed, format!("{name}: {why}"));
     let configuration = read_configuration(name, bytes, platform)?;
-    let diff_ids = configuration.rootfs.diff_ids;
+    let RootFs { r#type, diff_ids } = configuration.rootfs;
+    if r#type != "layers" {
+        // OCI image specification, config.md.
+        let is = show(r#type.as_bytes());
+        return Err(broken(format!(
+            "its configuration has a rootfs of the type {is}, not of layers"
+        )));
+    }
     if diff_ids.len() != layers {
         let named = diff_ids.len();
         return Err(broken(format!(

@@ -20,6 +20,8 @@ use crate::pulls::work::{Progress, WorkContext};
 use crate::reference::{Digest, Hasher};
 use crate::registry::Fetched;
 
+/// What makes a directory an OCI image layout.
+const MARKER: &str = "oci-layout";
 /// The entry point of an OCI image layout.
 pub const INDEX: &str = "index.json";
 
@@ -275,8 +277,30 @@ impl Layout {
         ))
     }
 
+    /// Whether it is a layout of a version that is known.
+    fn check(&self) -> Result<(), PullError> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Marker {
+            image_layout_version: String,
+        }
+        let refused = |reason, why: &str| Err(PullError::new(reason, format!("{}: its {MARKER} {why}", self.name)));
+        let version = match serde_json::from_slice::<Marker>(&self.small(MARKER)?) {
+            Ok(marker) => marker.image_layout_version,
+            Err(error) => return refused(Reason::Malformed, &format!("is broken: {error}")),
+        };
+        let patch = version.strip_prefix("1.0.");
+        if patch.is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|b| b.is_ascii_digit())) {
+            return Ok(());
+        }
+        let version = show(version.as_bytes());
+        let why = format!("names the version {version:.100}; only 1.0.0 and its like are known");
+        refused(Reason::UnsupportedFormat, &why)
+    }
+
     /// A manifest or index; a digest is enforced.
     pub fn manifest(&self, version: &str) -> Result<Fetched, PullError> {
+        self.check()?;
         let (digest, bytes) = match version.parse::<Digest>() {
             Ok(digest) => (digest.clone(), self.checked(&digest)?),
             Err(_) => {

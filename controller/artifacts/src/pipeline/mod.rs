@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod local;
 mod origin;
+mod patience;
 mod resolve;
 
 use std::path::PathBuf;

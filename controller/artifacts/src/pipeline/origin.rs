@@ -7,7 +7,7 @@ use super::local::{INDEX, Import, Layout, Section, import};
 use crate::error::{PullError, Reason};
 use crate::layers::show;
 use crate::reference::{Digest, ParseError, Reference};
-use crate::registry::blob::Transfer;
+use crate::registry::blob::{Transfer, file_name};
 use crate::registry::http::{Http, Route, range, success};
 use crate::registry::{Fetched, Registry};
 use crate::types::{Credential, Source};
@@ -162,6 +162,23 @@ impl WebFile {
 }
 
 impl Remote {
+    /// The name of the file in which a blob of it is kept.
+    pub fn file_name(&self, digest: &Digest) -> String {
+        match self {
+            Remote::Registry(registry) => file_name(&registry.reference().registry, digest),
+            Remote::Web(file) => file_name(&file.url.origin().ascii_serialization(), digest),
+        }
+    }
+
+    /// Whether the asker may have a blob that is here already. A web server has nothing to say: the sha256 that the
+    /// asker names is the key.
+    pub async fn may_have(&self, digest: &Digest) -> Result<(), PullError> {
+        match self {
+            Remote::Registry(registry) => registry.has_blob(digest).await,
+            Remote::Web(_) => Ok(()),
+        }
+    }
+
     /// A blob's bytes, from the start or from an offset; not checked. "416 Range Not Satisfiable" is an answer.
     pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Transfer, PullError> {
         match self {

@@ -131,7 +131,7 @@ pub struct WorkContext {
     /// A private, empty directory to fill; on the store's file system. Published whole on success,
     /// with every file that is in it; deleted otherwise. Does not exist for [`Job::Resolve`].
     pub dir: PathBuf,
-    /// Partial and complete blobs by digest, shared by all jobs and kept across restarts. The job
+    /// Partial and complete blobs by host and digest, shared by all jobs and kept across restarts. The job
     /// deletes what it needs no more; the store deletes what nobody touched for long.
     pub blobs: PathBuf,
     tracker: TaskTracker,

@@ -8,7 +8,7 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::addresses::is_loopback;
-use super::http::{Http, Route, success};
+use super::http::{Http, Route, unencoded};
 use super::session::Authorization;
 use crate::error::{PullError, Reason};
 use crate::reference::Reference;
@@ -125,7 +125,7 @@ pub async fn authorize(
         };
         http.get(route, &HeaderMap::new(), basic.as_deref(), &name).await?
     };
-    let response = success(response, &name)?;
+    let response = unencoded(response, &name)?;
     let token: Token = serde_json::from_slice(&http.bounded(response, TOKEN_BYTES, &name).await?)
         .map_err(|_| refused("the token server's answer is not understood"))?;
     let life = token.expires_in.and_then(|life| u64::try_from(life).ok());

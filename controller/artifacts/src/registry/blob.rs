@@ -1,7 +1,8 @@
 //! Downloading a blob into its partial file, which others read while it grows.
 //!
 //! The file is the state that a resume needs, across disconnects and restarts: whatever it holds is
-//! hashed first, and the rest is asked for by Range. It is never trusted before its digest holds.
+//! hashed first, and the rest is asked for by Range. It is never trusted before its digest holds, and only ever grows:
+//! one that is of no use is unlinked, and a new one begun, because others may still read it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,10 +19,20 @@ use tokio_util::sync::CancellationToken;
 use super::health::Health;
 use super::http::{Pace, unreachable};
 use crate::error::{Kind, PullError, Reason};
+use crate::pulls::identity::hash;
 use crate::pulls::work::Progress;
 use crate::reference::Digest;
 
+/// So many connections without a byte, or windows with too few of them, end a download.
 const IDLE_TRIES: u32 = 3;
+/// The longest pause between two connections, but for its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The name of the file for a blob that comes from `host`, a registry or the origin of a URL. What one host has given is
+/// never used for another: it is this one's word that decides who may have it.
+pub fn file_name(host: &str, digest: &Digest) -> String {
+    format!("{}.{}", digest.file_name(), &hash(&["blob", host])[..16])
+}
 
 /// What to download, and where to.
 pub struct Blob {
@@ -167,34 +178,39 @@ impl Read for GrowingReader {
     }
 }
 
-/// Downloads; `get` starts a transfer at an offset. Writes block, so this runs on a thread that may.
+/// Downloads; `get` starts a transfer at an offset. Bytes that are here already are used once `may_have` has said that
+/// the asker may have them. Writes block, so this runs on a thread that may.
 ///
 /// # Errors
-/// Transport errors after a few tries without a byte, wrong size, wrong digest (the file is
-/// removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
+/// That of `may_have`, transport errors after a few tries without a byte, wrong size (a file with the right digest stays then), wrong digest
+/// (the file is removed then), the local disk, cancellation. Wrong content of a mirror is a transient error: it is not asked for that
 /// digest again.
-pub async fn download<F>(
+pub async fn download<F, M>(
     blob: &Blob,
     growing: &Growing,
     progress: &Progress,
     cancel: &CancellationToken,
+    may_have: impl FnOnce() -> M,
     mut get: impl FnMut(u64) -> F,
 ) -> Result<(), PullError>
 where
     F: Future<Output = Result<Transfer, PullError>>,
+    M: Future<Output = Result<(), PullError>>,
 {
     let local = |error: io::Error| PullError::io(format!("the partial download of {}", blob.name), &error);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&blob.path)
-        .map_err(local)?;
-    let file = Arc::new(file);
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(&blob.path).map(Arc::new).map_err(local)
+    };
+    let mut file = open()?;
     let most = blob.size.unwrap_or(blob.most);
-    if file.metadata().map_err(local)?.len() > most {
-        file.set_len(0).map_err(local)?;
+    // The size is only a manifest's word. Others may read this very file, so it is never made shorter.
+    let length = file.metadata().map_err(local)?.len();
+    let longer = length > most;
+    if length > 0 {
+        // Before anybody reads a byte: what is wrong with them says something of them.
+        tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), may = may_have() => may? }
     }
     let mut hasher = blob.digest.hasher();
     let mut have = 0u64;
@@ -209,13 +225,37 @@ where
         }
         hasher.update(&buffer[..n]);
         have += n as u64;
-        growing.advance(&file, have);
+        if !longer {
+            growing.advance(&file, have);
+        }
+    }
+    match (hasher.clone().finish() == blob.digest, blob.size) {
+        (true, Some(size)) if size != have => {
+            let why = format!("{}: it has {have} bytes, but the manifest says {size}", blob.name);
+            return Err(PullError::new(Reason::Malformed, why));
+        }
+        (true, None) if longer => {
+            let why = format!(
+                "{}: it has {have} bytes, more than the {most} that are allowed",
+                blob.name
+            );
+            return Err(PullError::new(Reason::TooLarge, why));
+        }
+        (false, _) if longer => {
+            // Whoever reads it keeps it.
+            std::fs::remove_file(&blob.path).map_err(local)?;
+            (file, hasher, have) = (open()?, blob.digest.hasher(), 0);
+        }
+        _ => {}
     }
     drop(buffer);
     progress.add_done(have);
     let resumed = have > 0;
     growing.advance(&file, have);
+    let mut pace = Pace::new(blob.stall);
     let mut idle = 0;
+    // Connections in a row that brought next to nothing.
+    let mut poor = 0;
     // Who sent something, but for the source itself.
     let mut mirrors: Vec<Mirror> = Vec::new();
     // Until the server shows that it cannot do ranges.
@@ -277,12 +317,11 @@ where
             if let (None, Some(length)) = (blob.size, response.content_length()) {
                 progress.set_total(have - skip + length);
             }
-            let mut pace = Pace::new(blob.stall);
             let mut stream = response.bytes_stream();
             loop {
                 let chunk = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), c = stream.next() => c };
                 let Some(chunk) = chunk else { return Ok(()) };
-                let chunk = chunk.map_err(|error| unreachable(&blob.name, error))?;
+                let chunk = chunk.map_err(|error| unreachable(&blob.name, error, blob.stall))?;
                 let skipped = skip.min(chunk.len() as u64);
                 skip -= skipped;
                 let fresh = &chunk[skipped as usize..];
@@ -303,7 +342,35 @@ where
             }
         }
         .await;
-        idle = if have > before { 0 } else { idle + 1 };
+        let passing = |error: &PullError| {
+            matches!(error.reason, Reason::Unavailable | Reason::Stalled)
+                && error.kind == PullError::new(error.reason, "").kind
+                && *error != damaged()
+        };
+        let outcome = match outcome {
+            Ok(()) if blob.size.is_none() => break 'transfer,
+            Ok(()) if blob.size == Some(have) => continue,
+            Ok(()) => pace.came(0, &blob.name),
+            Err(error) if error.reason == Reason::Stalled => {
+                // That counts for this window.
+                pace = Pace::new(blob.stall);
+                Err(error)
+            }
+            Err(error) if passing(&error) => pace.came(0, &blob.name).and(Err(error)),
+            Err(error) => Err(error),
+        };
+        let stalled = outcome.as_ref().is_err_and(|error| error.reason == Reason::Stalled);
+        if have - before >= pace.least().max(1) {
+            (idle, poor) = (0, 0);
+        } else {
+            idle += u32::from(stalled || have == before);
+            poor += 1;
+        }
+        let rest = async || {
+            let pause = (Duration::from_millis(200) * (1 << poor.min(6))).min(LONGEST_PAUSE);
+            let pause = pause + Duration::from_millis(rand::random_range(0..200));
+            tokio::select! { () = cancel.cancelled() => Err(PullError::cancelled()), () = tokio::time::sleep(pause) => Ok(()) }
+        };
         // It broke off or stands still: another is asked for the rest, if there is one.
         let useless = match outcome.as_ref().map_err(|error| error.reason) {
             Ok(()) | Err(Reason::Unavailable) => have == before,
@@ -313,23 +380,18 @@ where
             mirror.health.troubled(&mirror.host);
         }
         match outcome {
-            Ok(()) if blob.size.is_none() => break 'transfer,
-            Ok(()) if idle < IDLE_TRIES => {}
+            Ok(()) if poor == 0 => {}
+            Ok(()) if idle < IDLE_TRIES => rest().await?,
             Ok(()) => {
                 return Err(PullError::new(
                     Reason::Unavailable,
                     format!("{}: the server ends it after {have} of {most} bytes", blob.name),
                 ));
             }
-            Err(error)
-                if matches!(error.reason, Reason::Unavailable | Reason::Stalled)
-                    && error.kind == PullError::new(error.reason, "").kind
-                    && error != damaged()
-                    && idle < IDLE_TRIES =>
-            {
+            Err(_) if blob.size == Some(have) && stalled => {}
+            Err(error) if passing(&error) && idle < IDLE_TRIES => {
                 tracing::debug!(digest = %blob.digest, have, %error, "transfer broke off, resuming");
-                let pause = Duration::from_millis(200) * (idle + 1) + Duration::from_millis(rand::random_range(0..200));
-                tokio::select! { () = cancel.cancelled() => return Err(PullError::cancelled()), () = tokio::time::sleep(pause) => {} }
+                rest().await?;
             }
             Err(error) => {
                 if error.reason == Reason::TooLarge || error == damaged() {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::addresses::is_loopback;
 use super::auth;
 use super::config::Target;
-use super::http::{Http, Route, range, success};
+use super::http::{Http, Route, range, success, unencoded};
 use super::session::{Authorization, Session};
 use super::{Fetched, manifest};
 use crate::authfile::Login;
@@ -161,6 +161,25 @@ impl Endpoint {
         Ok(header("content-type").unwrap_or_default().to_owned())
     }
 
+    /// Whether we may have a blob, without fetching it.
+    pub async fn has_blob(&self, digest: &Digest) -> Result<(), PullError> {
+        let path = format!("blobs/{digest}");
+        let (mut response, name) = self.answer(Method::HEAD, &path, HeaderMap::new()).await?;
+        // Some know no HEAD, and a signed URL to which one is redirected may be for GET alone.
+        let unclear = [
+            StatusCode::BAD_REQUEST,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::NOT_IMPLEMENTED,
+        ];
+        if unclear.contains(&response.status()) {
+            let mut first = HeaderMap::new();
+            first.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+            (response, _) = self.answer(Method::GET, &path, first).await?;
+        }
+        success(response, &name).map(drop)
+    }
+
     /// A small blob, whole.
     pub async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, PullError> {
         let (response, name) = self.get(&format!("blobs/{digest}"), HeaderMap::new()).await?;
@@ -186,13 +205,13 @@ impl Endpoint {
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
-        success(response, &name)
+        unencoded(response, &name)
     }
 
     /// GET with authentication; answers a success, and a name for messages.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<(Response, String), PullError> {
         let (response, name) = self.answer(Method::GET, path, headers).await?;
-        Ok((success(response, &name)?, name))
+        Ok((unencoded(response, &name)?, name))
     }
 
     /// A request with authentication; answers whatever came, and a name for messages.

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER,
+};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::Instant;
 
@@ -21,6 +24,8 @@ use crate::types::Limits;
 const REDIRECTS: usize = 5;
 /// Slower than this, over a whole stall time-out, counts as standing still. Bytes per second.
 const SLOWEST: u64 = 256;
+/// What sets the time that nothing may come for.
+const STALL_FLAG: &str = "--stall-timeout";
 
 /// A client with our bounds and the operator's settings, and what it remembers; cheap to clone.
 #[derive(Clone)]
@@ -157,6 +162,8 @@ impl Http {
                 &clients.led
             };
             let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
+            // Digests and sizes are those of the bytes as they are.
+            request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             if let Some(value) = authorization
                 && url.origin() == route.url.origin()
             {
@@ -178,7 +185,7 @@ impl Http {
             let response = match request.send().await {
                 Ok(response) => response,
                 Err(error) => {
-                    let mut error = unreachable(name, error);
+                    let mut error = unreachable(name, error, self.0.stall);
                     if let Some(proxy) = registries.proxy(&url) {
                         error
                             .message
@@ -220,7 +227,7 @@ impl Http {
         let mut pace = self.pace();
         let mut stream = response.bytes_stream();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| unreachable(name, error))?;
+            let chunk = chunk.map_err(|error| unreachable(name, error, self.0.stall))?;
             if (bytes.len() + chunk.len()) as u64 > most {
                 return Err(PullError::new(
                     Reason::TooLarge,
@@ -245,7 +252,8 @@ pub fn range(from: u64) -> HeaderMap {
     headers
 }
 
-/// Tells a trickle from a transfer: a server that sends a byte now and then never times out otherwise.
+/// Tells a trickle from a transfer, over however many connections: a server that sends a byte now and then, or one with
+/// each answer, never times out otherwise.
 pub struct Pace {
     window: Duration,
     since: Instant,
@@ -262,22 +270,27 @@ impl Pace {
         }
     }
 
-    /// Some bytes came.
+    /// Fewer bytes than this, over a whole window, count as none.
+    pub fn least(&self) -> u64 {
+        self.window.as_secs().saturating_mul(SLOWEST)
+    }
+
+    /// Some bytes came, or (0) a connection ended.
     ///
     /// # Errors
-    /// Over the last window they were too few.
+    /// Over the last window they were too few. The next one begins.
     pub fn came(&mut self, bytes: u64, name: &str) -> Result<(), PullError> {
         self.bytes += bytes;
         let elapsed = self.since.elapsed();
         if elapsed < self.window {
             return Ok(());
         }
-        if self.bytes < elapsed.as_secs().saturating_mul(SLOWEST) {
-            let (bytes, seconds) = (self.bytes, elapsed.as_secs());
-            let why = format!("{name}: only {bytes} bytes came in {seconds} s");
+        let (bytes, seconds) = (self.bytes, elapsed.as_secs());
+        *self = Pace::new(self.window);
+        if bytes < seconds.saturating_mul(SLOWEST) {
+            let why = format!("{name}: only {bytes} bytes came in {seconds} s ({STALL_FLAG})");
             return Err(PullError::new(Reason::Stalled, why));
         }
-        *self = Pace::new(self.window);
         Ok(())
     }
 }
@@ -310,6 +323,24 @@ pub fn success(response: Response, name: &str) -> Result<Response, PullError> {
     })
 }
 
+/// The same, and refuses bytes that are encoded for the way: they would be of another size and digest.
+pub fn unencoded(response: Response, name: &str) -> Result<Response, PullError> {
+    let response = success(response, name)?;
+    let encodings = response.headers().get_all(CONTENT_ENCODING).iter();
+    let encodings: Vec<_> = encodings
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    let encodings = encodings.join(", ");
+    if encodings.trim().is_empty() || encodings.eq_ignore_ascii_case("identity") {
+        return Ok(response);
+    }
+    let why = format!(
+        "{name}: the server sends it with Content-Encoding {encodings:.100}, although it was asked for without one; \
+         see the configuration of that server, or of the proxy before it"
+    );
+    Err(PullError::new(Reason::UnsupportedFormat, why))
+}
+
 /// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, as a time from now. The keyed pulls bound it.
 fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
@@ -323,14 +354,14 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 /// What to look at when a server does not answer.
 const REACH: &str = "; check that the server runs and can be reached from here (name, port, proxy, firewall)";
 
-/// A transport error in our words. The URL is left out: it may hold a signature.
-pub fn unreachable(name: &str, error: reqwest::Error) -> PullError {
+/// A transport error in our words. `stall` is how long nothing may come. The URL is left out: it may hold a signature.
+pub fn unreachable(name: &str, error: reqwest::Error, stall: Duration) -> PullError {
     let error = error.without_url();
-    let mut reason = if error.is_timeout() && !error.is_connect() {
-        Reason::Stalled
-    } else {
-        Reason::Unavailable
-    };
+    if error.is_timeout() && !error.is_connect() {
+        let why = format!("{name}: no data for {} s ({STALL_FLAG})", stall.as_secs_f64());
+        return PullError::new(Reason::Stalled, why);
+    }
+    let mut reason = Reason::Unavailable;
     let mut causes = vec![error.to_string()];
     let mut certificate = None;
     let mut cause = std::error::Error::source(&error);

@@ -1,6 +1,6 @@
 //! Manifests and indexes (OCI image specification, Docker schema 2), and choosing a platform. Pure.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{PullError, Reason};
 use crate::reference::{Digest, Platform};
@@ -8,6 +8,20 @@ use crate::reference::{Digest, Platform};
 /// Media types asked for.
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// One image.
+const MANIFESTS: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+/// Several.
+const INDEXES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// `artifactType` of vmlet's own artefacts: kernels.
+pub const KERNEL: &str = "application/vnd.vmlet.kernel.v1";
 
 /// Configurations of images that can be run (OCI image specification 1.1; Docker image manifest version 2, schema 2).
 const CONFIGS: [&str; 2] = [
@@ -54,6 +68,8 @@ pub struct Descriptor {
     pub size: u64,
     /// For entries of an index.
     pub platform: Option<IndexPlatform>,
+    /// For entries of an index that are no images.
+    pub artifact_type: Option<String>,
     /// Annotations.
     #[serde(default)]
     pub annotations: Option<std::collections::BTreeMap<String, String>>,
@@ -87,14 +103,20 @@ pub struct Manifest {
     /// The configuration.
     pub config: Descriptor,
     /// The layers, the lowest first.
+    #[serde(deserialize_with = "or_null")]
     pub layers: Vec<Descriptor>,
+}
+
+/// A list, or `null`, as Go's encoders write an empty one.
+pub fn or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// What a manifest URL answered.
 #[derive(Debug)]
 pub enum Document {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// Several.
     Index(Vec<Descriptor>),
 }
@@ -103,12 +125,14 @@ pub enum Document {
 #[serde(rename_all = "camelCase")]
 struct Shape {
     schema_version: Option<u32>,
+    media_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     layers: Option<serde_json::Value>,
     fs_layers: Option<serde_json::Value>,
 }
 
-/// Reads a document by its shape: the optional `mediaType` says nothing more.
+/// Reads a document by its shape, which its optional `mediaType` must not contradict: others would take it for something
+/// else.
 pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
     let broken = |why: String| PullError::new(Reason::Malformed, format!("the manifest is broken: {why}"));
     let shape: Shape = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
@@ -118,8 +142,18 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
             "the image has a schema 1 manifest; push it again with a current tool",
         ));
     }
+    if shape.schema_version != Some(2) {
+        return Err(broken("its schemaVersion is not 2".into()));
+    }
+    let says = |kinds: &[&str]| shape.media_type.as_deref().is_some_and(|said| kinds.contains(&said));
     match (shape.manifests, shape.layers) {
         (Some(_), Some(_)) => Err(broken("it has both `manifests` and `layers`".into())),
+        (Some(_), None) if says(&MANIFESTS) => Err(broken(
+            "its mediaType is that of a manifest, but it lists manifests".into(),
+        )),
+        (None, _) if says(&INDEXES) => Err(broken(
+            "its mediaType is that of an index, but it lists no manifests".into(),
+        )),
         (Some(entries), None) => Ok(Document::Index(entries)),
         (None, _) => {
             let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
@@ -130,32 +164,34 @@ pub fn parse(bytes: &[u8], max_layers: usize) -> Result<Document, PullError> {
                     format!("the image has {many} layers, more than {max_layers}"),
                 ));
             }
-            Ok(Document::Manifest(manifest))
+            Ok(Document::Manifest(Box::new(manifest)))
         }
     }
 }
 
-/// The entry of an index for a platform. Attestations are no images; an entry without a platform
-/// counts only when it is the only one. Without a wanted variant the one without or with the
+/// Whether an entry of an index can lead to an image or to a kernel. Media types that are not known must be ignored (OCI
+/// image specification, image-index.md).
+fn counts(entry: &Descriptor) -> bool {
+    let artifact = entry.artifact_type.as_deref().unwrap_or_default();
+    let manifest = MANIFESTS.contains(&&*entry.media_type) && matches!(artifact, "" | KERNEL);
+    let attestation = entry
+        .annotations
+        .as_ref()
+        .is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
+    let unknown = |p: &IndexPlatform| p.os == "unknown" || p.architecture == "unknown";
+    (manifest || INDEXES.contains(&&*entry.media_type)) && !attestation && !entry.platform.as_ref().is_some_and(unknown)
+}
+
+/// The entry of an index for a platform. What is neither an image nor an index does not count, nor do attestations; an
+/// entry without a platform counts only when there is no other, but for itself once more. Without a wanted variant the one without or with the
 /// oldest variant is taken, which runs everywhere. Of several that are as good it is the first (OCI image
 /// specification, image-index.md).
 pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor, PullError> {
-    let images: Vec<&Descriptor> = entries
-        .iter()
-        .filter(|entry| {
-            let attestation = entry
-                .annotations
-                .as_ref()
-                .is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
-            !attestation
-                && entry
-                    .platform
-                    .as_ref()
-                    .is_none_or(|p| p.os != "unknown" && p.architecture != "unknown")
-        })
-        .collect();
-    if let [only] = images[..]
-        && only.platform.is_none()
+    let images: Vec<&Descriptor> = entries.iter().filter(|entry| counts(entry)).collect();
+    if let Some(only) = images.first()
+        && images
+            .iter()
+            .all(|entry| entry.platform.is_none() && entry.digest == only.digest)
     {
         return Ok(only);
     }
@@ -202,7 +238,8 @@ mod tests {
     const HEX: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
 
     fn entry(name: &str, platform: Value) -> Value {
-        json!({ "mediaType": name, "digest": format!("sha256:{HEX}"), "size": 1, "platform": platform })
+        json!({ "mediaType": MANIFESTS[0], "digest": Digest::sha256(name.as_bytes()).to_string(), "size": 1,
+            "platform": platform, "annotations": { "name": name } })
     }
 
     fn chosen(entries: &[Value], platform: &str) -> Result<String, PullError> {
@@ -212,7 +249,8 @@ mod tests {
             panic!("not an index")
         };
         let platform = platform.parse().expect("a platform");
-        choose(&entries, &platform).map(|entry| entry.media_type.clone())
+        let entry = choose(&entries, &platform)?;
+        Ok(entry.annotations.clone().expect("annotations")["name"].clone())
     }
 
     fn on(os: &str, architecture: &str) -> Value {
@@ -249,7 +287,48 @@ mod tests {
         );
         let proof = entry("proof", on("unknown", "unknown"));
         assert_eq!(chosen(&[bare.clone(), proof], "linux/amd64").expect("alone"), "bare");
-        chosen(&[bare.clone(), bare], "linux/amd64").expect_err("two");
+        chosen(&[bare.clone(), entry("other", Value::Null)], "linux/amd64").expect_err("two");
+        assert_eq!(
+            chosen(&[bare.clone(), bare], "linux/amd64").expect("one, twice"),
+            "bare"
+        );
+    }
+
+    #[test]
+    fn entries_that_are_neither_images_nor_indexes_are_ignored() {
+        for platform in [on("linux", "amd64"), Value::Null] {
+            let image = entry("image", platform.clone());
+            let with = |key: &str, value: &str| {
+                let mut foreign = entry("foreign", platform.clone());
+                foreign[key] = value.into();
+                foreign
+            };
+            for foreign in [
+                with("mediaType", "application/vnd.foo+json"),
+                with("mediaType", "application/vnd.cncf.notary.signature"),
+                with("mediaType", ""),
+                with("mediaType", LAYERS[0]),
+                with("artifactType", "application/vnd.foo"),
+            ] {
+                for entries in [[foreign.clone(), image.clone()], [image.clone(), foreign.clone()]] {
+                    assert_eq!(
+                        chosen(&entries, "linux/amd64").expect("the image"),
+                        "image",
+                        "{foreign}"
+                    );
+                }
+                chosen(&[foreign], "linux/amd64").expect_err("it is ignored");
+            }
+            for known in [MANIFESTS[1], INDEXES[0], INDEXES[1]] {
+                let known = with("mediaType", known);
+                assert_eq!(chosen(&[known], "linux/amd64").expect("known"), "foreign");
+            }
+            // As `vmlet kernel package` writes it.
+            assert_eq!(
+                chosen(&[with("artifactType", KERNEL)], "linux/amd64").expect("ours"),
+                "foreign"
+            );
+        }
     }
 
     #[test]
@@ -290,10 +369,52 @@ mod tests {
         assert_eq!(parse(both, 512).expect_err("both").reason, Reason::Malformed);
         let old = br#"{"schemaVersion":1,"name":"a","tag":"b","fsLayers":[],"history":[]}"#;
         assert_eq!(parse(old, 512).expect_err("schema 1").reason, Reason::UnsupportedFormat);
+        for version in ["", r#""schemaVersion":null,"#, r#""schemaVersion":3,"#] {
+            let manifest = format!(r#"{{{version}"config":{layer},"layers":[]}}"#);
+            let index = format!(r#"{{{version}"manifests":[]}}"#);
+            for document in [manifest, index] {
+                let error = parse(document.as_bytes(), 512).expect_err(version);
+                assert_eq!(error.reason, Reason::Malformed);
+                assert!(error.message.contains("schemaVersion is not 2"), "{error}");
+            }
+        }
         let negative = br#"{"schemaVersion":2,"config":{"digest":"sha256:x","size":-1},"layers":[]}"#;
         assert_eq!(parse(negative, 512).expect_err("negative").reason, Reason::Malformed);
         let deep = "[".repeat(100_000);
         assert_eq!(parse(deep.as_bytes(), 512).expect_err("deep").reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn a_document_that_names_itself_as_something_else_is_refused() {
+        let document = |media_type: &str, index: bool| {
+            let mut document = json!({ "schemaVersion": 2, "mediaType": media_type });
+            if index {
+                document["manifests"] = json!([]);
+            } else {
+                document["config"] = json!({ "digest": format!("sha256:{HEX}"), "size": 1 });
+                document["layers"] = json!([]);
+            }
+            parse(document.to_string().as_bytes(), 512)
+        };
+        for (one, several) in MANIFESTS.into_iter().zip(INDEXES) {
+            document(one, false).expect("a manifest");
+            document(several, true).expect("an index");
+            for lie in [document(one, true), document(several, false)] {
+                let error = lie.expect_err("a lie");
+                assert_eq!(error.reason, Reason::Malformed);
+                assert!(error.message.contains("its mediaType is that of"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn layers_that_are_null_are_none_and_missing_ones_an_error() {
+        let parse = |layers: &str| {
+            let text = format!(r#"{{"schemaVersion":2,"config":{{"digest":"sha256:{HEX}","size":1}}{layers}}}"#);
+            parse(text.as_bytes(), 512)
+        };
+        assert!(matches!(parse(r#","layers":null"#), Ok(Document::Manifest(m)) if m.layers.is_empty()));
+        assert_eq!(parse("").expect_err("missing").reason, Reason::Malformed);
     }
 
     #[test]

@@ -132,6 +132,24 @@ impl Registry {
         }
     }
 
+    /// Asks whether we may have a blob, without fetching it.
+    ///
+    /// # Errors
+    /// Of the last host, naming what the others said.
+    pub async fn has_blob(&self, digest: &Digest) -> Result<(), PullError> {
+        let mut round = 0;
+        loop {
+            let mut ways = self.ways(Some(digest));
+            while let Some(endpoint) = ways.next() {
+                match endpoint.has_blob(digest).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => ways.failed(endpoint, error),
+                }
+            }
+            ways.again(&mut round).await?;
+        }
+    }
+
     /// Fetches a small blob into memory.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use crate::registry::manifest::{Descriptor, Manifest};
 use crate::types::{BootFormat, Limits};
 
 /// `artifactType` of the manifest.
-pub const ARTIFACT: &str = "application/vnd.vmlet.kernel.v1";
+pub const ARTIFACT: &str = crate::registry::manifest::KERNEL;
 const CONFIG: &str = "application/vnd.vmlet.kernel.config.v1+json";
 const IMAGE: &str = "application/vnd.vmlet.kernel.image.v1+zstd";
 const MODULES: &str = "application/vnd.vmlet.kernel.modules.v1.tar+zstd";
@@ -50,6 +50,21 @@ impl Inner {
     ) -> Result<BuiltKernel, PullError> {
         let name = name.to_owned();
         let parts = parts(&name, &found.manifest)?;
+        let fits = |what: &str, part: &Descriptor, most: u64, flag: &str| {
+            let why = || format!("{name}: its {what} has {} bytes, more than {most} ({flag})", part.size);
+            let fits = part.size <= most;
+            fits.then_some(())
+                .ok_or_else(|| PullError::new(Reason::TooLarge, why()))
+        };
+        fits("kernel", &parts.0, self.limits.kernel_bytes, "--max-kernel-mib")?;
+        if let Some(modules) = &parts.1 {
+            fits(
+                "archive of modules",
+                modules,
+                self.limits.uncompressed_bytes,
+                "--max-image-gib",
+            )?;
+        }
         let config = &found.manifest.config;
         let digest = config.digest()?;
         let bytes = tokio::select! {

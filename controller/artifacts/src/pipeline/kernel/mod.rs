@@ -86,6 +86,7 @@ impl Inner {
             let why = format!("{name} is neither an image nor a kernel artefact ({own}), but {what}");
             return Err(PullError::new(Reason::UnsupportedFormat, why));
         }
+        let wanted = wanted(name, &found.manifest, &self.limits)?;
         let digest = config.digest()?;
         let bytes = tokio::select! {
             biased;
@@ -93,7 +94,6 @@ impl Inner {
             bytes = found.origin.small_blob(&digest, config.size) => bytes?,
         };
         let Configured { diff_ids, .. } = configured(name, &bytes, platform, found.manifest.layers.len())?;
-        let wanted = wanted(name, &found.manifest)?;
         let extract = self.extract(name, &found.digest, paths, cx);
         let named = digests(&wanted);
         let make = move |blobs: &[Bytes]| {

@@ -40,6 +40,22 @@ async fn a_trickle_is_no_transfer() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_window_goes_on_over_connections_and_a_new_one_follows_it() {
+    let mut pace = Pace::new(Duration::from_secs(60));
+    assert_eq!(pace.least(), 60 * 256);
+    tokio::time::advance(Duration::from_secs(59)).await;
+    pace.came(100, "x").expect("the window is not over");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let error = pace.came(0, "x").expect_err("too few");
+    assert_eq!(error.message, "x: only 100 bytes came in 60 s (--stall-timeout)");
+    tokio::time::advance(Duration::from_secs(59)).await;
+    pace.came(0, "x").expect("the next window is not over");
+    pace.came(pace.least(), "x").expect("enough");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    pace.came(0, "x").expect("enough");
+}
+
 /// What names mean now; each test has its own.
 static NAMES: LazyLock<Mutex<HashMap<String, Vec<IpAddr>>>> = LazyLock::new(Mutex::default);
 
