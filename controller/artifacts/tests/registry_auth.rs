@@ -104,6 +104,41 @@ async fn h61_one_token_is_fetched_for_all_requests_of_a_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn challenges_are_read_as_their_specification_writes_them_and_not_by_what_is_in_them() {
+    let image = small();
+    let tokens = [
+        r#"{"token":"t"}"#,
+        r#"{"token":"","access_token":"t"}"#,
+        r#"{"token":null,"access_token":"t"}"#,
+    ];
+    for (headers, token) in [
+        // The realm of an error is none, nor is what a value says.
+        &[r#"Bearer error_realm="http://HOST/evil",error="realm=\"http://HOST/evil\"", realm="http://HOST/token",service="s""#][..],
+        &[r#"bEARER Realm = "http://HOST/\token" , SERVICE=s"#],
+        &[r#"Negotiate YWJj==, Digest realm="http://HOST/evil", Bearer service="s",realm="http://HOST/token""#],
+        &["Digest realm=\"http://HOST/evil\"", "Bearer realm=\"http://HOST/token\",service=s"],
+    ]
+    .into_iter()
+    .zip(tokens.into_iter().cycle())
+    {
+        let web = image.serve(move |request| {
+            if request.path.starts_with("/token?") {
+                return Some(Reply::new(200).body(token.as_bytes()));
+            }
+            let good = request.path == "/v2/" || request.header("authorization") == Some("Bearer t");
+            let host = request.header("host").unwrap_or_default();
+            let refused = headers.iter().fold(Reply::new(401), |reply, header| {
+                reply.header("www-authenticate", &header.replace("HOST", host))
+            });
+            (!good).then_some(refused)
+        });
+        pull(&image, &web, Vec::new()).await.expect(headers[0]);
+        assert_eq!((web.count("/token"), web.count("/evil")), (1, 0));
+        assert_eq!(web.count("&service=s"), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_expires_in_the_middle_is_renewed_and_nothing_is_downloaded_twice() {
     let image = small();
     let web = bearer(&image, Some("right"), 2);

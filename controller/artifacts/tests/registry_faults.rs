@@ -151,29 +151,68 @@ async fn a_server_with_a_wrong_content_range_is_asked_without_range() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partial_download_that_the_server_cannot_continue_is_thrown_away() {
+async fn a_partial_download_that_the_server_does_not_continue_is_asked_for_whole() {
     let image = Image::usual();
     let (digest, bytes) = image.layer(1);
+    let no_ranges = |cut: usize| {
+        let (wanted, bytes, so_far) = (digest.clone(), bytes.clone(), AtomicUsize::new(0));
+        image.serve(move |request| {
+            if !is_blob(request, &wanted) || request.method == "HEAD" {
+                return None;
+            }
+            if request.from().is_some() {
+                return Some(Reply::new(416));
+            }
+            let cuts = so_far.fetch_add(1, Ordering::SeqCst) < cut;
+            let reply = Reply::new(200).body(&bytes);
+            Some(if cuts { reply.fault(Fault::Cut(50_000)) } else { reply })
+        })
+    };
+    // What this pull has fetched, and it is not asked with a range again.
+    let web = no_ranges(2);
+    pull(&web).await.expect("pulled");
+    let asked = ranges(&web, &digest);
+    assert!(matches!(asked[..], [None, Some(_), None, None]), "{asked:?}");
+    // What is there from before, good and not.
+    for (partial, good) in [(bytes[..50_000].to_vec(), true), (vec![0x55; 50_000], false)] {
+        let web = no_ranges(0);
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = place(dir.path(), &web, &digest);
+        fs::write(&file, partial).expect("written");
+        if !good {
+            let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+            let failure = support::image(&artifacts, &mut woken, "vm", source(&web)).await;
+            let failure = failure.expect_err("garbage");
+            assert_eq!((failure.reason.as_str(), failure.terminal), ("Unavailable", false));
+            assert!(failure.message.contains("damaged"), "{failure:?}");
+            assert!(!file.exists());
+            artifacts.shutdown().await;
+        }
+        let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+        let disk = support::image(&artifacts, &mut woken, "vm", source(&web)).await;
+        whole(&disk.expect("pulled"));
+        let asked = ranges(&web, &digest);
+        assert_eq!(asked[..2], [Some(50_000), None]);
+        assert_eq!(asked.len(), if good { 2 } else { 3 });
+        artifacts.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_range_that_nobody_asked_for_is_an_error_like_any_other() {
+    let image = Image::usual();
+    let digest = image.layer(1).0;
     let wanted = digest.clone();
-    let web =
-        image.serve(move |request| (is_blob(request, &wanted) && request.from().is_some()).then(|| Reply::new(416)));
-    let dir = tempfile::tempdir().unwrap();
-    let file = place(dir.path(), &web, &digest);
-    fs::write(&file, &bytes[..50_000]).unwrap();
-    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
-    let failure = support::image(&artifacts, &mut woken, "vm", source(&web))
-        .await
-        .unwrap_err();
-    assert_eq!((failure.reason.as_str(), failure.terminal), ("Unavailable", false));
-    assert!(!file.exists());
-    artifacts.shutdown().await;
-    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
-    whole(
-        &support::image(&artifacts, &mut woken, "vm", source(&web))
-            .await
-            .unwrap(),
+    let web = image.serve(move |request| is_blob(request, &wanted).then(|| Reply::new(416)));
+    let failure = pull(&web).await.expect_err("no blob");
+    assert_eq!((failure.reason.as_str(), failure.terminal), ("UnsupportedFormat", true));
+    assert!(
+        failure
+            .message
+            .contains("the server answered 416 Range Not Satisfiable"),
+        "{failure:?}"
     );
-    artifacts.shutdown().await;
+    assert_eq!(ranges(&web, &digest), [None]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

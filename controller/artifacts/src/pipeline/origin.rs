@@ -154,7 +154,7 @@ impl WebFile {
             plain: true,
         };
         let response = self.http.get(route, &range(from), None, &self.name).await?;
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        if from > 0 && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
         success(response, &self.name)

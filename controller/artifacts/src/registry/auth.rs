@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::addresses::is_loopback;
+use super::challenge::{self, Challenge};
 use super::http::{Http, Route, unencoded};
 use super::session::Authorization;
 use crate::error::{PullError, Reason};
@@ -37,7 +38,7 @@ pub struct Asked<'a> {
     pub place: &'a Reference,
     /// What the user asked for, for messages.
     pub wanted: &'a Reference,
-    /// The challenges.
+    /// The challenges: the values of the headers.
     pub challenges: &'a [String],
 }
 
@@ -64,13 +65,8 @@ pub async fn authorize(
             base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", c.username, c.password))
         )
     });
-    let find = |scheme: &str| {
-        challenges.iter().find_map(|c| {
-            c.split_once(' ')
-                .filter(|(name, _)| name.eq_ignore_ascii_case(scheme))
-                .map(|(_, rest)| rest)
-        })
-    };
+    let challenges: Vec<Challenge> = challenges.iter().flat_map(|header| challenge::parse(header)).collect();
+    let find = |scheme: &str| challenges.iter().find(|challenge| challenge.is(scheme));
     let Some(bearer) = find("bearer") else {
         return match (find("basic"), basic) {
             (Some(_), Some(value)) => Ok(Authorization { value, until: None }),
@@ -81,7 +77,7 @@ pub async fn authorize(
             (None, _) => Err(refused("the registry refuses, and does not say how to log in")),
         };
     };
-    let realm = parameter(bearer, "realm").and_then(|realm| Url::parse(&realm).ok());
+    let realm = bearer.parameter("realm").and_then(|realm| Url::parse(realm).ok());
     let mut realm = realm.ok_or_else(|| refused("the registry names no usable token server"))?;
     let same_host =
         realm.host_str() == base.host_str() && (realm.scheme() == base.scheme() || realm.scheme() == "https");
@@ -95,7 +91,7 @@ pub async fn authorize(
         ));
     }
     let scope = format!("repository:{}:pull", place.repository);
-    let service = parameter(bearer, "service");
+    let service = bearer.parameter("service");
     let name = format!("{} (token)", place.registry);
     let begun = Instant::now();
     let response = if let Some(identity) = identity {
@@ -105,7 +101,7 @@ pub async fn authorize(
             .append_pair("grant_type", "refresh_token")
             .append_pair("client_id", "vmlet")
             .append_pair("scope", &scope)
-            .append_pair("service", service.as_deref().unwrap_or_default())
+            .append_pair("service", service.unwrap_or_default())
             .append_pair("refresh_token", identity);
         let route = Route {
             url: &realm,
@@ -116,7 +112,7 @@ pub async fn authorize(
     } else {
         realm.query_pairs_mut().append_pair("scope", &scope);
         if let Some(service) = service {
-            realm.query_pairs_mut().append_pair("service", &service);
+            realm.query_pairs_mut().append_pair("service", service);
         }
         let route = Route {
             url: &realm,
@@ -130,22 +126,14 @@ pub async fn authorize(
         .map_err(|_| refused("the token server's answer is not understood"))?;
     let life = token.expires_in.and_then(|life| u64::try_from(life).ok());
     let life = life.filter(|life| *life > 0).unwrap_or(TOKEN_LIFE).min(LONGEST_LIFE);
-    let token = token
-        .token
-        .or(token.access_token)
-        .filter(|token| !token.is_empty() && !token.contains(['\r', '\n']));
+    let both = [token.token, token.access_token].into_iter().flatten();
+    let token = both.into_iter().find(|token| !token.is_empty());
+    let token = token.filter(|token| !token.contains(['\r', '\n']));
     let token = token.ok_or_else(|| refused("the token server gave no token"))?;
     Ok(Authorization {
         value: format!("Bearer {token}"),
         until: Some(begun + Duration::from_secs(life.saturating_sub(MARGIN))),
     })
-}
-
-/// One parameter of a challenge: `name="value"`.
-fn parameter(challenge: &str, name: &str) -> Option<String> {
-    let start = challenge.find(&format!("{name}=\""))? + name.len() + 2;
-    let end = challenge[start..].find('"')?;
-    Some(challenge[start..start + end].to_owned())
 }
 
 /// The part of a host name that one party owns, near enough: two labels, or three below a short

@@ -291,19 +291,22 @@ where
         let before = have;
         let mut giver = None;
         let outcome: Result<(), PullError> = async {
-            let from = if ranged { have } else { 0 };
-            let transfer = tokio::select! { biased; () = cancel.cancelled() => return Err(PullError::cancelled()), r = get(from) => r? };
-            let Transfer { response, mirror } = transfer;
-            giver = mirror;
-            if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            let mut next = async |from| tokio::select! { biased; () = cancel.cancelled() => Err(PullError::cancelled()), r = get(from) => r };
+            let mut transfer = next(if ranged { have } else { 0 }).await?;
+            giver = transfer.mirror;
+            if transfer.response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
                 if let Some(mirror) = &giver {
                     mirror.health.wrong(&mirror.host, &blob.digest);
                     let why = format!("{}: the mirror {} has less of it than was here before", blob.name, mirror.host);
                     return Err(PullError::new(Reason::Unavailable, why));
                 }
-                // Readers have seen what is there: it cannot be replaced under them.
-                return Err(damaged());
+                // It may be all that is wrong with it. Readers have seen what is there: it is read over and hashed as it
+                // is, so that nothing is joined to it that does not fit.
+                ranged = false;
+                transfer = next(0).await?;
+                giver = transfer.mirror;
             }
+            let response = transfer.response;
             // A server without Range sends everything again: what is there already is read over.
             let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { have };
             if response.status() == StatusCode::PARTIAL_CONTENT {

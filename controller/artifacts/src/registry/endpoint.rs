@@ -197,12 +197,12 @@ impl Endpoint {
         Ok(bytes)
     }
 
-    /// Starts a transfer at an offset. Beside a success, "416 Range Not Satisfiable" is an answer.
+    /// Starts a transfer at an offset. Beside a success, "416 Range Not Satisfiable" is an answer where one was asked for.
     pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response, PullError> {
         let (response, name) = self
             .answer(Method::GET, &format!("blobs/{digest}"), range(from))
             .await?;
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        if from > 0 && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
         unencoded(response, &name)

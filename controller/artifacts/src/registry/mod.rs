@@ -14,6 +14,7 @@ mod addresses;
 mod auth;
 mod authorities;
 pub mod blob;
+mod challenge;
 mod clients;
 pub mod config;
 mod endpoint;
