@@ -73,6 +73,10 @@ impl Store for DiskStore {
         Ok(data)
     }
 
+    fn only_directory(&self) -> Option<&'static str> {
+        Some(vmlet_ext4::LOST_AND_FOUND)
+    }
+
     fn check(&self, xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<u64, LayerError> {
         vmlet_ext4::check_xattrs(xattrs, directory).map_err(ext4)
     }
