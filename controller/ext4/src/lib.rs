@@ -22,6 +22,7 @@ mod tree;
 mod writer;
 mod xattr;
 
+pub use acl::{AclMode, acl_mode};
 pub use checksums::Checksums;
 pub use error::Error;
 pub use layout::{MAX_SIZE, MIN_SIZE};
