@@ -112,6 +112,24 @@ fn h41_access_lists_become_ext4s_own_form() {
     assert!(on_disk(vec![tar(&[broken])]).is_err());
 }
 
+#[test]
+fn h40_h41_attributes_in_other_forms_than_schily_xattr_are_not_kept() {
+    let text = b"user::rw-,user:1000:r--,group::r--,mask::r--,other::---";
+    let other = |member: Member| {
+        member
+            .pax("SCHILY.acl.access", text)
+            .pax("SCHILY.acl.default", text)
+            .pax("RHT.security.selinux", b"system_u:object_r:bin_t:s0")
+            .pax("LIBARCHIVE.xattr.user.x", b"aGVsbG8=")
+    };
+    let kept = other(file("kept", "x")).pax("SCHILY.xattr.user.x", b"hello");
+    let mut tree = merge(&[&[other(file("f", "x")), other(dir("d")), kept]]).unwrap();
+    assert_eq!(xattrs(&mut tree, "f"), []);
+    assert_eq!(xattrs(&mut tree, "d"), []);
+    assert_eq!(attributes(&mut tree, "f").0, 0o644);
+    assert_eq!(xattrs(&mut tree, "kept"), [(b"user.x".to_vec(), b"hello".to_vec())]);
+}
+
 /// An access list of these permissions, those of a user 1000 and the mask if it has some.
 fn access_list(owner: u16, group: u16, others: u16, mask: Option<u16>) -> Vec<u8> {
     let named = mask.map(|mask| [(0x02, 7, 1000), (0x10, mask, u32::MAX)]);
