@@ -113,6 +113,73 @@ fn h41_access_lists_become_ext4s_own_form() {
 }
 
 #[test]
+fn h40_h41_attributes_in_other_forms_than_schily_xattr_are_not_kept() {
+    let text = b"user::rw-,user:1000:r--,group::r--,mask::r--,other::---";
+    let other = |member: Member| {
+        member
+            .pax("SCHILY.acl.access", text)
+            .pax("SCHILY.acl.default", text)
+            .pax("RHT.security.selinux", b"system_u:object_r:bin_t:s0")
+            .pax("LIBARCHIVE.xattr.user.x", b"aGVsbG8=")
+    };
+    let kept = other(file("kept", "x")).pax("SCHILY.xattr.user.x", b"hello");
+    let mut tree = merge(&[&[other(file("f", "x")), other(dir("d")), kept]]).unwrap();
+    assert_eq!(xattrs(&mut tree, "f"), []);
+    assert_eq!(xattrs(&mut tree, "d"), []);
+    assert_eq!(attributes(&mut tree, "f").0, 0o644);
+    assert_eq!(xattrs(&mut tree, "kept"), [(b"user.x".to_vec(), b"hello".to_vec())]);
+}
+
+/// An access list of these permissions, those of a user 1000 and the mask if it has some.
+fn access_list(owner: u16, group: u16, others: u16, mask: Option<u16>) -> Vec<u8> {
+    let named = mask.map(|mask| [(0x02, 7, 1000), (0x10, mask, u32::MAX)]);
+    let mut entries = vec![
+        (0x01u16, owner, u32::MAX),
+        (0x04, group, u32::MAX),
+        (0x20, others, u32::MAX),
+    ];
+    entries.extend(named.into_iter().flatten());
+    let entry = |(tag, permissions, id): (u16, u16, u32)| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let entries: Vec<u8> = entries.into_iter().flat_map(entry).collect();
+    [&2u32.to_le_bytes()[..], &entries].concat()
+}
+
+#[test]
+fn h41_the_mode_of_an_entry_with_an_access_list_is_what_the_list_says() {
+    let listed = |member: Member, list: &[u8]| member.pax("SCHILY.xattr.system.posix_acl_access", list);
+    let (masked, plain) = (access_list(6, 4, 0, Some(7)), access_list(6, 4, 0, None));
+    let disk = on_disk(vec![tar(&[
+        listed(dir("./").mode(0o755), &access_list(7, 5, 1, Some(5))),
+        listed(file("masked", "x").mode(0o600), &masked),
+        listed(file("set", "x").mode(0o6777), &masked),
+        listed(file("plain", "x").mode(0o777), &plain),
+        listed(dir("d").mode(0o1777), &access_list(7, 0, 0, None)),
+        dir("default")
+            .mode(0o700)
+            .pax("SCHILY.xattr.system.posix_acl_default", &plain),
+    ])])
+    .unwrap();
+    for (name, mode, lists) in [
+        ("/", "0751", 1),
+        ("/masked", "0670", 1),
+        ("/set", "06670", 1),
+        // A list that is nothing but a mode is none.
+        ("/plain", "0640", 0),
+        ("/d", "01700", 0),
+        // Of what is made in a directory it says something.
+        ("/default", "0700", 1),
+    ] {
+        let stat = support::debugfs(disk.path(), &format!("stat {name}"));
+        let found = stat.split("Mode:").nth(1).unwrap().split_whitespace().next().unwrap();
+        assert_eq!(found, mode, "{name}: {stat}");
+        let list = support::debugfs(disk.path(), &format!("ea_list {name}"));
+        assert_eq!(list.matches("posix_acl").count(), lists, "{name}: {list}");
+    }
+}
+
+#[test]
 fn h42_owners_are_32_bits_and_no_more() {
     for id in [65_535, 65_536, 2_097_151, 2_097_152, (1 << 31) + 5, u64::from(u32::MAX)] {
         let mut tree = merge(&[&[file("f", "x").owner(id, id)]]).unwrap();

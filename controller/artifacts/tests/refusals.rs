@@ -151,6 +151,30 @@ fn an_entry_without_a_name_is_named_by_its_number() {
 }
 
 #[test]
+fn what_stands_in_the_place_of_lost_and_found_is_named_with_its_layer() {
+    let (plain, there) = ([file("a", "x")], [file("lost+found", "x")]);
+    let disk = |layers: &[&[Member]]| on_disk(layers.iter().map(|members| tar(members)).collect()).map(drop);
+    let rule = "\"lost+found\": in the root of ext4 this must be a directory";
+    let said = |layers: &[&[Member]]| disk(layers).unwrap_err();
+    assert_eq!(said(&[&plain, &there, &plain]), format!("layer 2: {rule}"));
+    assert_eq!(
+        said(&[&there, &[symlink("lost+found", "a")]]),
+        format!("layer 2: {rule}")
+    );
+    // By another way to the root, and as another name.
+    let around = [symlink("here", "."), file("here/lost+found", "x")];
+    assert_eq!(said(&[&plain, &around]), format!("layer 2: {rule}"));
+    assert_eq!(
+        said(&[&plain, &[hardlink("lost+found", "a")]]),
+        format!("layer 2: {rule}")
+    );
+    // What a later layer takes away or replaces is none, and elsewhere it is a name like any other.
+    disk(&[&there, &[file(".wh.lost+found", "")]]).unwrap();
+    disk(&[&there, &[dir("lost+found"), file("lost+found/x", "x")]]).unwrap();
+    disk(&[&[file("d/lost+found", "x")]]).unwrap();
+}
+
+#[test]
 fn a_damaged_stream_is_told_with_the_last_entry_that_was_whole() {
     // What deflate and zstd cannot make shorter.
     let noise: String = (0..400_000u64)

@@ -16,6 +16,48 @@ const OTHER: u16 = 0x20;
 
 /// Converts an ACL. `None` is an empty ACL, which is the same as having none.
 pub(crate) fn to_disk(portable: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
+    let Some(entries) = parse(portable)? else {
+        return Ok(None);
+    };
+    let mut disk = DISK_VERSION.to_le_bytes().to_vec();
+    for entry in entries {
+        disk.extend_from_slice(&entry.tag.to_le_bytes());
+        disk.extend_from_slice(&entry.permissions.to_le_bytes());
+        if entry.has_id() {
+            disk.extend_from_slice(&entry.id.to_le_bytes());
+        }
+    }
+    Ok(Some(disk))
+}
+
+/// What Linux makes of an inode's mode when it is given an access ACL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AclMode {
+    /// The nine permission bits: those of the owner, of the mask (of the group without one), and of all others.
+    pub permissions: u16,
+    /// The ACL says nothing more than they do. Linux keeps none then.
+    pub is_all: bool,
+}
+
+/// What Linux makes of the mode of an inode that is given this access ACL, in the form that getxattr has it. `None` if it is
+/// empty or not valid.
+pub fn acl_mode(portable: &[u8]) -> Option<AclMode> {
+    let entries = parse(portable).ok()??;
+    let of = |tag| {
+        entries
+            .iter()
+            .find(|entry| entry.tag == tag)
+            .map(|entry| entry.permissions)
+    };
+    let group = of(MASK).or(of(GROUP_OBJ))?;
+    Some(AclMode {
+        permissions: of(USER_OBJ)? << 6 | group << 3 | of(OTHER)?,
+        is_all: entries.len() == 3,
+    })
+}
+
+/// The entries in the order of Linux, once they are seen to be valid; `None` if there are none.
+fn parse(portable: &[u8]) -> Result<Option<Vec<Entry>>, &'static str> {
     let Some((version, entries)) = portable.split_first_chunk::<4>() else {
         return Err("it is shorter than its header");
     };
@@ -33,15 +75,7 @@ pub(crate) fn to_disk(portable: &[u8]) -> Result<Option<Vec<u8>>, &'static str> 
     // Linux evaluates entries in this order, and every reader expects it.
     entries.sort_by_key(|entry| (entry.tag, entry.has_id().then_some(entry.id)));
     check(&entries)?;
-    let mut disk = DISK_VERSION.to_le_bytes().to_vec();
-    for entry in entries {
-        disk.extend_from_slice(&entry.tag.to_le_bytes());
-        disk.extend_from_slice(&entry.permissions.to_le_bytes());
-        if entry.has_id() {
-            disk.extend_from_slice(&entry.id.to_le_bytes());
-        }
-    }
-    Ok(Some(disk))
+    Ok(Some(entries))
 }
 
 struct Entry {
@@ -129,6 +163,19 @@ mod tests {
     #[test]
     fn an_empty_acl_is_none() {
         assert_eq!(to_disk(&portable(&[])), Ok(None));
+        assert_eq!(acl_mode(&portable(&[])), None);
+    }
+
+    #[test]
+    fn the_mode_is_what_the_acl_says_of_owner_mask_or_group_and_others() {
+        let mode = |permissions, is_all| Some(AclMode { permissions, is_all });
+        let three = [(OTHER, 1, 0), (GROUP_OBJ, 4, 0), (USER_OBJ, 6, 0)];
+        assert_eq!(acl_mode(&portable(&three)), mode(0o641, true));
+        let masked = portable(&[&three[..], &[(MASK, 7, 0)]].concat());
+        assert_eq!(acl_mode(&masked), mode(0o671, false));
+        let named = portable(&[&three[..], &[(MASK, 2, 0), (USER, 7, 1000), (GROUP, 7, 5)]].concat());
+        assert_eq!(acl_mode(&named), mode(0o621, false));
+        assert_eq!(acl_mode(&portable(&three[..2])), None);
     }
 
     #[test]

@@ -22,9 +22,11 @@ mod tree;
 mod writer;
 mod xattr;
 
+pub use acl::{AclMode, acl_mode};
 pub use checksums::Checksums;
 pub use error::Error;
 pub use layout::{MAX_SIZE, MIN_SIZE};
+pub use numbering::LOST_AND_FOUND;
 pub use options::{FreeSpace, Options, Size};
 pub use summary::Summary;
 pub use time::Timestamp;

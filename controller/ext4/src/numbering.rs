@@ -6,7 +6,8 @@ use crate::superblock::ROOT_INODE;
 use crate::time::Timestamp;
 use crate::tree::{Attributes, Inode, Kind, NodeKind, Tree};
 
-const LOST_AND_FOUND: &[u8] = b"lost+found";
+/// The name in the root that only a directory can have: e2fsck puts there what it finds. It is made if it is missing.
+pub const LOST_AND_FOUND: &str = "lost+found";
 
 /// Inode numbers, without gaps, beginning with the first that is not reserved.
 #[derive(Debug)]
@@ -71,12 +72,14 @@ fn lost_and_found(tree: &mut Tree, created: Timestamp) -> Result<u32, Error> {
         return Err(Error::TreeTooLarge);
     };
     let children = &tree.directories[root as usize].children;
-    let present = children.iter().find(|child| tree.name(child) == LOST_AND_FOUND);
+    let present = children
+        .iter()
+        .find(|child| tree.name(child) == LOST_AND_FOUND.as_bytes());
     if let Some(child) = present {
         return match tree.nodes[child.node as usize].kind {
             NodeKind::Directory(_) => Ok(child.node),
             _ => Err(Error::BadName {
-                name: "lost+found".to_owned(),
+                name: LOST_AND_FOUND.to_owned(),
                 reason: "in the root of ext4 this must be a directory",
             }),
         };
@@ -86,6 +89,6 @@ fn lost_and_found(tree: &mut Tree, created: Timestamp) -> Result<u32, Error> {
         attributes: Attributes::new(0o700, 0, 0, created),
         xattrs: Vec::new(),
     })?;
-    tree.link(tree.root(), LOST_AND_FOUND, node)?;
+    tree.link(tree.root(), LOST_AND_FOUND.as_bytes(), node)?;
     Ok(node.0)
 }

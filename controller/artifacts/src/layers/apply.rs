@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, wanted};
 use super::member::{MemberKind, Members, Position, Segment};
-use super::merge::{Attributes, Inode, Layer, Record, RecordKind, Tree};
+use super::merge::{Attributes, Inode, Layer, NodeId, Record, RecordKind, Tree};
 use super::path::{Named, classify, normalise};
 use super::{LayerError, TooManyBytes, decode, show};
 use crate::reference::{Digest, Hasher};
@@ -26,6 +26,11 @@ pub trait Store {
     /// # Errors
     /// Those of the content, and those of the store.
     fn store(&mut self, content: &mut dyn Content) -> Result<Self::Data, LayerError>;
+
+    /// The name in the root that is kept for a directory, if there is one.
+    fn only_directory(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The bytes that are needed to keep these extended attributes of one entry, beside those that any entry needs.
     ///
@@ -115,6 +120,8 @@ fn merge<S: Store>(
 ) -> Result<Tree<S::Data>, Failed> {
     let mut tree = Tree::within(Budget::new(limits, cancel));
     let mut bytes_left = limits.uncompressed_bytes;
+    // What stands where only a directory may, and the layer that it came with.
+    let mut misplaced: Option<(usize, NodeId)> = None;
     for (at, diff_id) in diff_ids.into_iter().enumerate() {
         let step = || {
             let mut input = Hashed::new(
@@ -140,9 +147,24 @@ fn merge<S: Store>(
             for lost in tree.take_discarded() {
                 store.discard(lost)?;
             }
+            let now = store
+                .only_directory()
+                .and_then(|name| tree.other_in_root(name.as_bytes()));
+            misplaced = now.map(|id| match misplaced {
+                Some((before, same)) if same == id => (before, id),
+                _ => (at, id),
+            });
             Ok(())
         };
         step().map_err(|error| (at, error))?;
+    }
+    // A later layer may have made it good.
+    if let Some(((at, _), name)) = misplaced.zip(store.only_directory()) {
+        let why = format!(
+            "{}: in the root of ext4 this must be a directory",
+            show(name.as_bytes())
+        );
+        return Err((at, LayerError::Malformed(why)));
     }
     Ok(tree)
 }

@@ -73,6 +73,10 @@ impl Store for DiskStore {
         Ok(data)
     }
 
+    fn only_directory(&self) -> Option<&'static str> {
+        Some(vmlet_ext4::LOST_AND_FOUND)
+    }
+
     fn check(&self, xattrs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<u64, LayerError> {
         vmlet_ext4::check_xattrs(xattrs, directory).map_err(ext4)
     }
@@ -94,6 +98,19 @@ fn attributes(from: merge::Attributes) -> Attributes {
     Attributes::new(from.mode, from.uid, from.gid, time)
 }
 
+/// Attributes, and what Linux makes of them when an access list is set behind them, which is the order of umoci: the mode
+/// becomes what the list says, and a list that says no more than a mode is not kept.
+fn with_access_list(mut own: merge::Attributes, xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Attributes {
+    let at = xattrs.iter().position(|(name, _)| name == b"system.posix_acl_access");
+    if let Some((at, mode)) = at.and_then(|at| Some((at, vmlet_ext4::acl_mode(&xattrs[at].1)?))) {
+        own.mode = own.mode & !0o777 | mode.permissions;
+        if mode.is_all {
+            xattrs.remove(at);
+        }
+    }
+    attributes(own)
+}
+
 /// Turns what is at and below `top` into an ext4 tree with `top` as its root.
 ///
 /// The inodes come first and the names after them, so that a node is held in one of the two trees only.
@@ -108,9 +125,10 @@ pub fn to_ext4(
     let Some((Node::Directory(_), own, xattrs, _)) = from.get(top) else {
         return Ok(vmlet_ext4::Tree::new(attributes(merge::IMPLIED)));
     };
-    let mut to = vmlet_ext4::Tree::new(attributes(*own));
+    let mut root_xattrs = xattrs.as_deref().unwrap_or_default().to_vec();
+    let mut to = vmlet_ext4::Tree::new(with_access_list(*own, &mut root_xattrs));
     let root = to.root();
-    to.set_root_xattrs(xattrs.as_deref().unwrap_or_default())?;
+    to.set_root_xattrs(&root_xattrs)?;
     // What is not below `top` gets no name that the root reaches, and is left out for that.
     let mut ids = vec![root; from.len()];
     let mut directories = Vec::new();
@@ -127,10 +145,16 @@ pub fn to_ext4(
             return Err(vmlet_ext4::Error::Abandoned);
         }
         if id != top {
+            let mut xattrs = xattrs.map(Vec::from).unwrap_or_default();
+            // Links have no access lists in Linux.
+            let attributes = match kind {
+                Kind::Symlink(_) => attributes(own),
+                _ => with_access_list(own, &mut xattrs),
+            };
             ids[id.index()] = to.add(vmlet_ext4::Inode {
                 kind,
-                attributes: attributes(own),
-                xattrs: xattrs.map(Vec::from).unwrap_or_default(),
+                attributes,
+                xattrs,
             })?;
         }
         directories.extend(children.map(|children| (ids[id.index()], children)));

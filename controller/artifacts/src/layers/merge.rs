@@ -223,6 +223,15 @@ impl<D> Tree<D> {
         Ok(self.follow(path, &Gone::default())?.found())
     }
 
+    /// What has this name in the root, if it is no directory.
+    pub(super) fn other_in_root(&self, name: &[u8]) -> Option<NodeId> {
+        let Node::Directory(children) = self.get(ROOT)?.0 else {
+            return None;
+        };
+        let id = *children.get(name)?;
+        matches!(self.get(id)?.0, Node::Inode(_)).then_some(id)
+    }
+
     /// One node: what it is, its attributes and its number of names.
     pub fn get(&self, id: NodeId) -> Option<(&Node<D>, &Attributes, &Xattrs, u32)> {
         let slot = self.slots.get(id.index())?.as_ref()?;
