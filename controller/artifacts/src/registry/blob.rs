@@ -25,7 +25,7 @@ use crate::reference::Digest;
 
 /// So many connections without a byte, or windows with too few of them, end a download.
 const IDLE_TRIES: u32 = 3;
-/// The longest pause between two connections, but for its jitter.
+/// The longest pause between two connections, but for its jitter. It is no longer than a stall may be, either.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The name of the file for a blob that comes from `host`, a registry or the origin of a URL. What one host has given is
@@ -370,7 +370,9 @@ where
             poor += 1;
         }
         let rest = async || {
-            let pause = (Duration::from_millis(200) * (1 << poor.min(6))).min(LONGEST_PAUSE);
+            let pause = (Duration::from_millis(200) * (1 << poor.min(6)))
+                .min(LONGEST_PAUSE)
+                .min(blob.stall);
             let pause = pause + Duration::from_millis(rand::random_range(0..200));
             tokio::select! { () = cancel.cancelled() => Err(PullError::cancelled()), () = tokio::time::sleep(pause) => Ok(()) }
         };
