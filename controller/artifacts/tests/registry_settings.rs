@@ -243,7 +243,7 @@ async fn an_identity_token_is_exchanged_by_post_and_sent_nowhere_else() {
         if request.path == "/token" && request.method == "POST" {
             let form = [
                 "grant_type=refresh_token",
-                "refresh_token=iden%26tity",
+                "refresh_token=id%26word",
                 "scope=repository%3Aapp%3Apull",
                 "service=s",
             ];
@@ -261,13 +261,12 @@ async fn an_identity_token_is_exchanged_by_post_and_sent_nowhere_else() {
         Some(Reply::new(401).header("www-authenticate", &challenge))
     });
     let dir = tempfile::tempdir().unwrap();
-    let logins = serde_json::json!({ "auths": { &web.address: { "identitytoken": "iden&tity" } } });
+    let logins = serde_json::json!({ "auths": { &web.address: { "identitytoken": "id&word" } } });
     let settings = Registries::default().with_authfile(authfile(dir.path(), &logins));
     pull(source(&web), settings, Vec::new()).await.unwrap();
     assert_eq!(web.count("/token"), 1);
     for request in web.log().iter().filter(|request| request.path != "/token") {
-        let said = format!("{request:?}");
-        assert!(!said.contains("&tity") && !said.contains("%26tity"), "{said}");
+        assert!(!format!("{request:?}").contains("word"), "{request:?}");
     }
 }
 

@@ -25,7 +25,7 @@ use crate::reference::Digest;
 
 /// So many connections without a byte, or windows with too few of them, end a download.
 const IDLE_TRIES: u32 = 3;
-/// The longest pause between two connections, but for its jitter.
+/// The longest pause between two connections, but for its jitter. It is no longer than a stall may be, either.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The name of the file for a blob that comes from `host`, a registry or the origin of a URL. What one host has given is
@@ -311,7 +311,8 @@ where
             let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { have };
             if response.status() == StatusCode::PARTIAL_CONTENT {
                 let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
-                if !range.starts_with(&format!("bytes {have}-")) {
+                // The unit is in any case (RFC 9110 section 14.1).
+                if !range.to_ascii_lowercase().starts_with(&format!("bytes {have}-")) {
                     ranged = false;
                     return Err(PullError::new(Reason::Unavailable, format!("{}: the server sent another range than asked for", blob.name)));
                 }
@@ -370,7 +371,9 @@ where
             poor += 1;
         }
         let rest = async || {
-            let pause = (Duration::from_millis(200) * (1 << poor.min(6))).min(LONGEST_PAUSE);
+            let pause = (Duration::from_millis(200) * (1 << poor.min(6)))
+                .min(LONGEST_PAUSE)
+                .min(blob.stall);
             let pause = pause + Duration::from_millis(rand::random_range(0..200));
             tokio::select! { () = cancel.cancelled() => Err(PullError::cancelled()), () = tokio::time::sleep(pause) => Ok(()) }
         };
