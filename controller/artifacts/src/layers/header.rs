@@ -76,7 +76,7 @@ impl<'a> Header<'a> {
     }
 
     /// GNU has two time stamps where ustar has its prefix. Go before 1.8 wrote a prefix there all the same; as its successors
-    /// do, what is no time stamp and is ASCII is taken for one (https://golang.org/issues/12594).
+    /// do, what is no time stamp and is ASCII is taken for one (<https://golang.org/issues/12594>).
     fn prefix_of_old_go(&self) -> &[u8] {
         let times = [&self.0[345..357], &self.0[357..369]];
         let is_time = |field: &&[u8]| field[0] == 0 || number(field).is_some();

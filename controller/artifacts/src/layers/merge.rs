@@ -1,7 +1,7 @@
 //! Merging layers under the OCI rules (image specification, layer.md), in memory.
 //!
 //! Pure: file data is an opaque handle `D`. A layer's whiteouts hide what lower layers have,
-//! wherever in the layer they stand ([`super::markers`]); after them its entries apply in order, the last one of a name
+//! wherever in the layer they stand (markers.rs); after them its entries apply in order, the last one of a name
 //! wins. Paths are walked through symbolic links as the kernel would with the image as its root: a
 //! link never leads out of it. Nothing here recurses, so depth costs no stack.
 

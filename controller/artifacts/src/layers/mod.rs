@@ -14,7 +14,7 @@ pub mod chunks;
 pub mod decode;
 pub mod disk;
 pub mod header;
-pub mod markers;
+mod markers;
 pub mod member;
 pub mod merge;
 pub mod path;
