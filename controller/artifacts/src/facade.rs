@@ -12,7 +12,7 @@ use crate::error::{PullError, Reason};
 use crate::pipeline::Pipeline;
 use crate::pulls::body::{Task, Value, body};
 use crate::pulls::core::{Asker, FIRST_PAUSE, Key, LONGEST_PAUSE, Offer, Slot, Slots};
-use crate::pulls::identity::{Proof, hash, image_id, is_digest, kernel_id, registry_of, source_id};
+use crate::pulls::identity::{Proof, given_by, hash, image_id, is_digest, kernel_id, registry_of, source_id};
 use crate::pulls::manager::Manager;
 use crate::pulls::work::{Job, KernelPaths, Work};
 use crate::store::record::Artefact;
@@ -285,6 +285,10 @@ impl Artifacts {
         let held = store.pin_of(who, want.kind).is_some_and(|pin| pin.id == id.1);
         if !held && !store.is_granted(&id, &proof.0) {
             // Made for somebody else: this asker's own source and credentials must be good for it too.
+            let giver = given_by(&want.source);
+            if giver.is_some_and(|giver| !store.has_proof(&id, &giver)) {
+                return Ok(self.pulled(who, slot, want, id, digest, proof).await);
+            }
             if !proven {
                 match self
                     .resolved(who, source_slot, &want.source, Some(digest), &want.credentials)
@@ -296,7 +300,7 @@ impl Artifacts {
                 }
             }
             let id = id.clone();
-            self.on_disk(move |store| store.grant(&id, &proof.0)).await?;
+            self.on_disk(move |store| store.grant(&id, [proof.0].into())).await?;
         }
         let (interest, pinned) = (who.clone(), id.clone());
         if !self
@@ -363,7 +367,8 @@ impl Artifacts {
         let task = Task {
             job,
             id: None,
-            proof: proof.0,
+            proofs: BTreeSet::new(),
+            giver: None,
         };
         let offer = Offer {
             id: key.clone(),
@@ -397,6 +402,7 @@ impl Artifacts {
         let (source, credentials) = (want.source.clone(), want.credentials.clone());
         let offer_id = hash(&[&source_id(&source, &platform), &proof.0]);
         let registry = registry_of(&source);
+        let giver = given_by(&source);
         let (key, job) = match want.kind {
             ArtefactKind::Image => (
                 Key::Image(coalesced(&id, who)),
@@ -427,7 +433,8 @@ impl Artifacts {
             job: Task {
                 job,
                 id: Some(id),
-                proof: proof.0,
+                proofs: giver.iter().cloned().chain([proof.0]).collect(),
+                giver,
             },
         };
         let asker = Asker {

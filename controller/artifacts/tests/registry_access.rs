@@ -212,6 +212,15 @@ async fn a_registry_that_knows_no_head_is_asked_by_get_and_one_with_another_dige
     node.ask("first", &refuses, Some("one")).await.unwrap();
     node.ask("second", &refuses, Some("two")).await.unwrap();
     assert!(refuses.log().iter().any(|r| r.method == "HEAD"));
+    // Each is asked for all of it first.
+    for (who, web) in [("fifth", &renames), ("sixth", &lies)] {
+        node.ask(who, web, Some("one")).await.unwrap();
+        assert!(
+            !web.log()
+                .iter()
+                .any(|r| r.method == "HEAD" && r.path.contains("/manifests/"))
+        );
+    }
     node.ask("fourth", &renames, Some("four")).await.unwrap();
     assert!(renames.log().iter().any(|r| r.method == "HEAD"));
     assert_eq!(
@@ -356,4 +365,45 @@ async fn what_is_missing_of_a_partial_download_is_asked_for_only_by_those_who_ma
         assert_eq!(gets.filter(|r| r.header("authorization").is_some()).count(), missing);
         node.artifacts.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_image_is_opened_by_no_other_registry_than_one_that_gives_all_of_it() {
+    let image = small();
+    let owner = private(&image, &["owner"], &closed());
+    let says_yes = Web::start(|request| {
+        let yes = Reply::new(200)
+            .header("content-type", "application/vnd.oci.image.manifest.v1+json")
+            .header("docker-content-digest", &small().digest());
+        if request.method == "HEAD" || request.path == "/v2/" {
+            yes
+        } else {
+            Reply::new(404)
+        }
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut node = Node::open(dir.path()).await;
+    let disk = node.ask("owner", &owner, Some("owner")).await.expect("its own");
+    node.ask("thief", &says_yes, None).await.expect_err("a theft");
+    node.ask("another", &owner, None)
+        .await
+        .expect_err("it is as private as before");
+    // Who has all of it may have it; that is remembered, and its registry is believed from then on.
+    let honest = private(&image, &["friend", "second"], &closed());
+    let same = node
+        .ask("friend", &honest, Some("friend"))
+        .await
+        .expect("it is there too");
+    assert_eq!(same.path, disk.path);
+    let before = honest.log().len();
+    node.ask("second", &honest, Some("second"))
+        .await
+        .expect("it may have it");
+    let manifest = format!("HEAD /v2/app/manifests/{}", image.digest());
+    let asked = since(&honest, before);
+    assert!(
+        !asked.is_empty() && asked.iter().all(|request| *request == manifest),
+        "{asked:?}"
+    );
+    node.artifacts.shutdown().await;
 }

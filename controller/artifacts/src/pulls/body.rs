@@ -1,5 +1,6 @@
 //! The body of a run: intent, work, publication, and the tidying up that nothing may skip.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -20,8 +21,10 @@ pub struct Task {
     pub job: Job,
     /// Where it is published; `None` for a resolve.
     pub id: Option<Id>,
-    /// What its success proves.
-    pub proof: String,
+    /// What its success proves: that these askers may have it, and who gave it.
+    pub proofs: BTreeSet<String>,
+    /// The registry that is to give it; see [`given_by`](super::identity::given_by).
+    pub giver: Option<String>,
 }
 
 /// The result of a run.
@@ -51,9 +54,12 @@ async fn once(store: Store, work: Arc<dyn Work>, task: Task, run: Run) -> Result
         };
     };
     // Published between an asker's look and this run's turn: nothing is left to do. Whether this
-    // asker may have it is asked when it comes for it.
-    let looked_for = id.clone();
-    if on_disk(&store, move |s| Ok(s.get(&looked_for)?.is_some())).await? {
+    // asker may have it is asked when it comes for it. Another registry must give all of it to be believed.
+    let (looked_for, giver) = (id.clone(), task.giver.clone());
+    let there = move |s: &Store| {
+        Ok(s.get(&looked_for)?.is_some() && giver.is_none_or(|giver| s.has_proof(&looked_for, &giver)))
+    };
+    if on_disk(&store, there).await? {
         return Ok(Value::Published);
     }
     let (digest, source) = match &task.job {
@@ -96,7 +102,7 @@ async fn fill_and_publish(
         other => return Err(wrong_answer(&other)),
     };
     progress.set_stage("publishing");
-    on_disk(store, move |s| s.publish(&pull, content, &task.proof)).await
+    on_disk(store, move |s| s.publish(&pull, content, task.proofs)).await
 }
 
 /// Runs the work and waits for its threads, also when it panics.

@@ -96,6 +96,15 @@ impl Proof {
     }
 }
 
+/// What stands beside the proofs of a content for each registry that has given all of it. Only such a one is believed
+/// when it says who may have it: another could say yes to everything. None: the source has no registry.
+pub fn given_by(source: &Source) -> Option<String> {
+    matches!(source, Source::Oci { .. })
+        .then(|| registry_of(source))
+        .flatten()
+        .map(|host| format!("from:{host}"))
+}
+
 /// Whether a digest from outside is one that can be checked.
 pub fn is_digest(digest: &str) -> bool {
     digest.parse::<Digest>().is_ok()

@@ -32,7 +32,7 @@ fn pull(store: &Store, id: &Id) -> io::Result<()> {
             content_hash: "sha256:c".into(),
             config: ImageConfig::default(),
         };
-        store.publish(&pull, content, "credentials:one")
+        store.publish(&pull, content, ["credentials:one".to_owned()].into())
     });
     store.abandon(&pull);
     published
@@ -52,7 +52,7 @@ fn life(store: &Store, promised: &mut Promised) -> io::Result<()> {
     let (it, who) = (id(1), Interest("uid".into()));
     pull(store, &it)?;
     promised.published = true;
-    store.grant(&it, "credentials:two")?;
+    store.grant(&it, ["credentials:two".to_owned()].into())?;
     promised.granted = true;
     assert!(store.pin(&who, &it, "source")?, "what is published can be pinned");
     promised.pinned = true;
@@ -286,12 +286,14 @@ fn logins_are_remembered_up_to_a_bound_and_that_anybody_may_have_it_for_ever() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path());
     pull(&store, &id(1)).unwrap();
-    store.grant(&id(1), crate::pulls::identity::ANYBODY).unwrap();
+    store
+        .grant(&id(1), [crate::pulls::identity::ANYBODY.to_owned()].into())
+        .unwrap();
     // As many as there may be, at once: one by one would be a thousand fsyncs.
     let many = (0..998).map(|n| format!("credentials:{n:04}"));
     store.index().artefacts.get_mut(&id(1)).unwrap().proofs.extend(many);
     for n in 0..3 {
-        store.grant(&id(1), &format!("credentials:new {n}")).unwrap();
+        store.grant(&id(1), [format!("credentials:new {n}")].into()).unwrap();
     }
     drop(store);
     let store = open(temp.path());
@@ -362,7 +364,9 @@ fn a_pull_that_names_files_outside_its_directory_is_refused() {
             content_hash: String::new(),
             config: ImageConfig::default(),
         };
-        store.publish(&pull, content, "anybody").unwrap_err();
+        store
+            .publish(&pull, content, ["anybody".to_owned()].into())
+            .unwrap_err();
         store.abandon(&pull);
     }
     assert!(store.inventory().is_empty());
@@ -394,7 +398,7 @@ fn what_is_published_is_durable_with_its_names_before_that_is_promised() {
         content_hash: "sha256:c".into(),
         config: ImageConfig::default(),
     };
-    store.publish(&making, content, "anybody").unwrap();
+    store.publish(&making, content, ["anybody".to_owned()].into()).unwrap();
     let done = take_done();
     let at = |what: &str, path: &Path| {
         let found = done.iter().position(|(w, p)| *w == what && p == path);

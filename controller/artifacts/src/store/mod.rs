@@ -129,6 +129,12 @@ impl Store {
             .is_some_and(|e| e.proofs.contains(proof) || e.proofs.contains(crate::pulls::identity::ANYBODY))
     }
 
+    /// Whether this stands beside the artefact, word for word. In memory.
+    pub fn has_proof(&self, id: &Id, proof: &str) -> bool {
+        let index = self.index();
+        index.artefacts.get(id).is_some_and(|e| e.proofs.contains(proof))
+    }
+
     /// What is published. In memory.
     pub fn inventory(&self) -> Vec<Cached> {
         let index = self.index();

@@ -1,5 +1,6 @@
 //! From an intent to a published artefact.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -69,18 +70,18 @@ impl Store {
     }
 
     /// Publishes what a pull has put into its directory: durable, whole, under its identity, and
-    /// open to askers with `proof`. When it returns Ok, a power cut cannot take it back.
+    /// open to askers with one of `proofs`. When it returns Ok, a power cut cannot take it back.
     /// There is one pull per identity at a time; the keyed pulls see to that.
     ///
     /// # Errors
     /// Of the disk, or when the content names files that are not there. Nothing is published then
     /// as far as this store knows; the caller abandons the pull.
-    pub fn publish(&self, pull: &Pull, content: Content, proof: &str) -> io::Result<()> {
+    pub fn publish(&self, pull: &Pull, content: Content, proofs: BTreeSet<String>) -> io::Result<()> {
         if self.index().artefacts.contains_key(&pull.id) {
             if cfg!(feature = "bug-no-coalescing") {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
-            return self.grant(&pull.id, proof);
+            return self.grant(&pull.id, proofs);
         }
         let mut listed = Vec::new();
         for name in content.files() {
@@ -112,7 +113,7 @@ impl Store {
 
         let target = self.published(&pull.id);
         // Before the artefact, so that none is ever there without knowing who may have it.
-        self.write_access(&pull.id, [proof.to_string()].into())?;
+        self.write_access(&pull.id, proofs.clone())?;
         // Left by a publication whose last fsync failed: not known to be durable, so not used.
         if !in_place(&pull.id) && fs::symlink_metadata(&target).is_ok() {
             let trash = self.temp("trash");
@@ -127,7 +128,7 @@ impl Store {
             artefact: record::artefact(&record, &target, allocated),
             record,
             allocated,
-            proofs: [proof.to_string()].into(),
+            proofs,
             last_used: SystemTime::now(),
         };
         self.index().artefacts.insert(pull.id.clone(), entry);
@@ -144,24 +145,24 @@ impl Store {
         self.sweep(files::remove_file(&intent), &intent);
     }
 
-    /// Records durably that askers with this proof may have the artefact.
+    /// Records durably that askers with one of these proofs may have the artefact.
     ///
     /// # Errors
     /// Of the disk.
-    pub fn grant(&self, id: &Id, proof: &str) -> io::Result<()> {
+    pub fn grant(&self, id: &Id, new: BTreeSet<String>) -> io::Result<()> {
         let Some(mut proofs) = self.index().artefacts.get(id).map(|e| e.proofs.clone()) else {
             return Ok(());
         };
-        if proofs.contains(proof) {
+        if proofs.is_superset(&new) {
             return Ok(());
         }
         // Logins that are renewed every day add up. One that is forgotten is asked about once more.
-        while proofs.len() >= MOST_PROOFS
+        while proofs.len() + new.len() > MOST_PROOFS
             && let Some(one) = proofs.iter().find(|p| *p != ANYBODY).cloned()
         {
             proofs.remove(&one);
         }
-        proofs.insert(proof.to_string());
+        proofs.extend(new);
         self.write_access(id, proofs.clone())?;
         if let Some(entry) = self.index().artefacts.get_mut(id) {
             entry.proofs = proofs;
@@ -169,7 +170,7 @@ impl Store {
         Ok(())
     }
 
-    fn write_access(&self, id: &Id, proofs: std::collections::BTreeSet<String>) -> io::Result<()> {
+    fn write_access(&self, id: &Id, proofs: BTreeSet<String>) -> io::Result<()> {
         let access = AccessRecord {
             version: VERSION,
             proofs,
