@@ -35,8 +35,8 @@ pub struct FileBuild {
     pub limits: Limits,
 }
 
-/// Pulls an image and makes a disk of it. A registry that asks for time (429, Retry-After) gets two minutes in all. When this returns `Ok` the file and its name are
-/// durable. On an error, or when the future is dropped, there is no new file and nothing else is
+/// Pulls an image and makes a disk of it. A registry that asks for time (429, Retry-After) gets two minutes in all.
+/// When this returns `Ok` the file and its name are durable. On an error, or when the future is dropped, there is no new file and nothing else is
 /// left next to it.
 ///
 /// # Errors
