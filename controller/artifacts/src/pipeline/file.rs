@@ -38,8 +38,8 @@ pub struct FileBuild {
     pub limits: Limits,
 }
 
-/// Pulls an image and makes a disk of it. When this returns `Ok` the file and its name are
-/// durable. On an error there is no new file and nothing else is left next to it; what a killed process
+/// Pulls an image and makes a disk of it. A registry that asks for time (429, Retry-After) gets two minutes in all.
+/// When this returns `Ok` the file and its name are durable. On an error there is no new file and nothing else is left next to it; what a killed process
 /// leaves there is removed by the next one for the same file.
 ///
 /// # Errors
