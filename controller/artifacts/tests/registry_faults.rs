@@ -120,6 +120,26 @@ async fn a_server_that_ignores_range_sends_everything_again_and_nothing_is_joine
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_unit_of_a_range_may_be_written_in_any_case() {
+    let image = Image::usual();
+    let (digest, bytes) = image.layer(1);
+    let wanted = digest.clone();
+    let web = image.serve(move |request| {
+        let from = request.from().filter(|_| is_blob(request, &wanted))?;
+        let range = format!("Bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+        Some(Reply::new(206).header("content-range", &range).body(&bytes[from..]))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = place(dir.path(), &web, &digest);
+    fs::write(&file, &image.layer(1).1[..50_000]).unwrap();
+    let (artifacts, mut woken) = open_with(dir.path(), usual).await;
+    let disk = support::image(&artifacts, &mut woken, "vm", source(&web)).await;
+    whole(&disk.unwrap());
+    assert_eq!(ranges(&web, &digest), [Some(50_000)]);
+    artifacts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_a_wrong_content_range_is_asked_without_range() {
     let image = Image::usual();
     let (digest, bytes) = image.layer(1);

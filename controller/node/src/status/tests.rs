@@ -113,6 +113,11 @@ fn ready_names_the_first_thing_in_the_way() {
         Case::new().phase(Phase::Running { guest_ready: true }).ready(),
         pair("True", "Running")
     );
+    assert_eq!(
+        Case::new().phase(Phase::Running { guest_ready: false }).ready(),
+        pair("False", "GoingDown"),
+        "whether it comes up again is not known yet"
+    );
     let unmanageable = Case::new().phase(Phase::Unmanageable {
         message: "its socket is gone".into(),
     });
