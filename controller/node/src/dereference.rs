@@ -125,6 +125,8 @@ impl<T> Artifact<T> {
 pub struct Found {
     /// Its Image, if that exists.
     pub object: Option<Image>,
+    /// Its Kernel, if that exists.
+    kernel_object: Option<Kernel>,
     /// The base of its disk.
     pub image: Artifact<ImageDisk>,
     /// Its kernel.
@@ -187,6 +189,17 @@ where
     }
 }
 
+/// Whether an object is now what it was when it was read; one that was not there counts as changed.
+async fn is_same<K>(client: &Client, read: Option<&K>) -> kube::Result<bool>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + 'static,
+{
+    let Some(read) = read else { return Ok(false) };
+    let api = Api::<K>::namespaced(client.clone(), &read.namespace().unwrap_or_default());
+    let now = api.get_opt(&read.name_any()).await?;
+    Ok(now.is_some_and(|now| now.uid() == read.uid() && now.resource_version() == read.resource_version()))
+}
+
 /// Credentials, and the secrets that they are from.
 type Credentials = (Vec<vmlet_artifacts::types::Credential>, Vec<SeenSecret>);
 
@@ -217,13 +230,27 @@ impl Dereferencer {
             self.image(vm, uid, object.as_ref(), pinned.image),
             self.kernel(vm, uid, object.as_ref(), pinned, reading),
         );
-        let (image, (kernel, default_args)) = (image?, kernel?);
+        let (image, (kernel, kernel_object)) = (image?, kernel?);
+        let default_args = kernel_object.as_ref().map(|k| k.spec.default_args.clone());
         Ok(Found {
             object,
+            kernel_object,
             image,
             kernel,
-            default_args,
+            default_args: default_args.unwrap_or_default(),
         })
+    }
+
+    /// Whether Image and Kernel are still what was found.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn is_current(&self, found: &Found) -> kube::Result<bool> {
+        let (image, kernel) = tokio::join!(
+            is_same(&self.client, found.object.as_ref()),
+            is_same(&self.client, found.kernel_object.as_ref()),
+        );
+        Ok(image? && kernel?)
     }
 
     /// The base of a VM's disk: what is pinned, or else what its Image says now.
@@ -296,7 +323,7 @@ impl Dereferencer {
         image: Option<&Image>,
         pinned: Pinned<'_>,
         reading: Reading,
-    ) -> kube::Result<(Artifact<KernelFiles>, Vec<String>)> {
+    ) -> kube::Result<(Artifact<KernelFiles>, Option<Kernel>)> {
         let (pinned, pinned_only) = (pinned.kernel, pinned.runs);
         let namespace = vm.namespace().unwrap_or_default();
         let reference = vm
@@ -316,7 +343,7 @@ impl Dereferencer {
                         vm.spec.image_ref.name
                     ),
                 };
-                return Ok((Artifact::missing(part), Vec::new()));
+                return Ok((Artifact::missing(part), None));
             }
             (None, None) => {
                 let part = Part::blocked(
@@ -326,7 +353,7 @@ impl Dereferencer {
                         vm.spec.image_ref.name
                     ),
                 );
-                return Ok((Artifact::missing(part), Vec::new()));
+                return Ok((Artifact::missing(part), None));
             }
         };
         let what = format!("kernel \"{name}\"");
@@ -349,18 +376,18 @@ impl Dereferencer {
             (_, Some(pin)) if pinned_only => (pin.source.clone(), Some(pin.digest.clone())),
             (Some(Ok(current)), _) => current,
             (_, Some(pin)) => (pin.source.clone(), Some(pin.digest.clone())),
-            (Some(Err(part)), None) => return Ok((Artifact::missing(part), Vec::new())),
+            (Some(Err(part)), None) => return Ok((Artifact::missing(part), None)),
             (None, None) => {
                 let message = format!(
                     "{what} does not exist in namespace \"{namespace}\": create it, or correct the kernelRef that names it"
                 );
-                return Ok((Artifact::missing(Part::blocked("KernelNotFound", message)), Vec::new()));
+                return Ok((Artifact::missing(Part::blocked("KernelNotFound", message)), None));
             }
         };
         let spec = object.as_ref().map(|o| o.spec.clone()).unwrap_or_default();
         let (credentials, secrets) = match self.credentials(&namespace, &spec.pull_secret_refs, Some(uid)).await? {
             Ok(found) => found,
-            Err(part) if usable_pin.is_none() => return Ok((Artifact::missing(part), Vec::new())),
+            Err(part) if usable_pin.is_none() => return Ok((Artifact::missing(part), None)),
             Err(_) => Credentials::default(),
         };
         let want = KernelWant {
@@ -384,7 +411,7 @@ impl Dereferencer {
             digest: kernel.digest.clone(),
             version: kernel.version.clone(),
         });
-        Ok((Artifact { part, pin, ready }, spec.default_args))
+        Ok((Artifact { part, pin, ready }, object))
     }
 
     /// The authorized keys of spec and secrets, or what is in the way. `uid` is woken when one of these secrets changes.

@@ -229,8 +229,9 @@ async fn attend(vm: &VirtualMachine, uid: &str, memory: &mut Memory, cx: &Contex
                 Ok(keys) => keys_known = Some(keys),
                 Err(problem) => disk_problem = Some(problem),
             }
-            if starting && found.image.ready.is_some() && found.kernel.ready.is_some() {
-                // What the watch told may be older than what was asked for last.
+            let ready = found.image.ready.is_some() && found.kernel.ready.is_some();
+            // What the watch told may be older than what was asked for last.
+            if starting && ready && !parts.is_current(&found).await? {
                 found = parts.find(vm, uid, pinned, Reading::Live).await?;
             }
             if let (Some(disk), Some(files), Some(keys)) = (&found.image.ready, &found.kernel.ready, &keys_known) {
