@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
 use vmlet_artifacts::authfile::Authfile;
 use vmlet_artifacts::pipeline::{FileBuild, build_image_file};
 use vmlet_artifacts::pulls::work::Progress;
 use vmlet_artifacts::registry::config::DEFAULT_PATH;
 
 use crate::cli::ImageBuild;
+use crate::setup::stop_signal;
 use crate::{output, registries};
 
 /// How often progress is shown.
@@ -61,19 +61,20 @@ pub async fn build(args: ImageBuild) -> Result<ExitCode> {
         limits: (&args.limits).into(),
     };
     let shown = tokio::spawn(show(progress.clone(), args.reference.clone()));
-    let cancel = CancellationToken::new();
-    let signal = tokio::spawn(first_signal(cancel.clone())?);
+    let (tell, told) = oneshot::channel();
+    let cancel = stop_signal(move |number| {
+        let _ = tell.send(number);
+    })?;
     let result = build_image_file(build, progress, cancel.clone()).await;
     shown.abort();
     if cancel.is_cancelled() && result.is_err() {
-        let number = signal.await.context("the signal")?;
+        let number = told.await.context("the signal")?;
         eprintln!(
             "vmlet: {} was not built: interrupted by signal {number}",
             args.reference
         );
         return Ok(ExitCode::from(128_u8.saturating_add(number)));
     }
-    signal.abort();
     let disk = result.with_context(|| args.reference.clone())?;
     let made = format!(
         "{} {} ({} on disk) {}\n",
@@ -87,29 +88,6 @@ pub async fn build(args: ImageBuild) -> Result<ExitCode> {
         tracing::warn!("{error:#}: {}", made.trim_end());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Cancels `cancel` at the first signal that would end this process, and tells its number. A second one ends it at once.
-fn first_signal(cancel: CancellationToken) -> Result<impl Future<Output = u8>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        let mut next = async move || {
-            tokio::select! {
-                _ = interrupt.recv() => 2,
-                _ = terminate.recv() => 15,
-                _ = hangup.recv() => 1,
-            }
-        };
-        let number = next().await;
-        cancel.cancel();
-        tokio::spawn(async move {
-            let number = next().await;
-            std::process::exit(128 + i32::from(number));
-        });
-        number
-    })
 }
 
 /// Refuses to replace what nobody asked to have replaced, before anything is pulled.

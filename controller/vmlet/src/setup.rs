@@ -41,13 +41,13 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             tokio::spawn(footprint::give_back());
         }
         match cli.command {
-            Command::Standalone(args) => crate::standalone::run(args, stop_signal()?)
+            Command::Standalone(args) => crate::standalone::run(args, stop_signal(stopping)?)
                 .await
                 .map(|()| ExitCode::SUCCESS),
-            Command::Agent(args) => crate::node::agent(args, stop_signal()?)
+            Command::Agent(args) => crate::node::agent(args, stop_signal(stopping)?)
                 .await
                 .map(|()| ExitCode::SUCCESS),
-            Command::Controller(args) => crate::node::controller(args, stop_signal()?)
+            Command::Controller(args) => crate::node::controller(args, stop_signal(stopping)?)
                 .await
                 .map(|()| ExitCode::SUCCESS),
             Command::Crds => crds(),
@@ -85,27 +85,31 @@ fn crds() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
-fn stop_signal() -> Result<CancellationToken> {
+/// A token that is cancelled by SIGTERM or SIGINT, after `told` has its number. A second signal ends the process at once.
+/// SIGHUP keeps its meaning: whoever starts something with nohup(1) wants it to go on.
+pub fn stop_signal(told: impl FnOnce(u8) + Send + 'static) -> Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
     let stop = token.clone();
     tokio::spawn(async move {
-        loop {
+        let mut next = async || {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = terminate.recv() => 15_u8,
+                _ = interrupt.recv() => 2,
             }
-            if stop.is_cancelled() {
-                std::process::exit(130);
-            }
-            tracing::info!("stopping; virtual machines run on");
-            stop.cancel();
-        }
+        };
+        told(next().await);
+        stop.cancel();
+        std::process::exit(128 + i32::from(next().await));
     });
     Ok(token)
+}
+
+/// Says that machines do not end with their agent.
+fn stopping(_signal: u8) {
+    tracing::info!("stopping; virtual machines run on");
 }
 
 /// What to log. What a library says of an error that we get and tell ourselves is left out, unless it is asked for.
